@@ -1,0 +1,40 @@
+"""A key-value cache that is allocated once: growing it by concatenation takes most of a small model's time."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+
+class BufferedLayer(DynamicLayer):
+    """A cache layer whose `keys` and `values` are views into buffers with room for `capacity` tokens."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write the new states behind the old ones; return all of them."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.buffers = tuple(_room(states, self.capacity) for states in (key_states, value_states))
+            self.length = 0
+        stop = self.length + key_states.shape[-2]
+        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[..., self.length : stop, :] = states
+        self.length = stop
+        self.keys, self.values = (buffer[..., :stop, :] for buffer in self.buffers)
+        return self.keys, self.values
+
+
+def buffered_cache(config: Any, capacity: int) -> DynamicCache:
+    """The cache that a configuration asks for, with every plain layer buffered; other kinds stay as they are."""
+    cache = DynamicCache(config=config)
+    cache.layers = [BufferedLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def _room(states: Tensor, capacity: int) -> Tensor:
+    return torch.empty(*states.shape[:-2], capacity, states.shape[-1], dtype=states.dtype, device=states.device)

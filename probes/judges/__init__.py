@@ -1,0 +1,60 @@
+"""Judges: what says whether an answer is aligned, coherent or a refusal."""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from probes.errors import InputError
+
+if TYPE_CHECKING:
+    from probes.judges.endpoint import EndpointJudge
+    from probes.judges.margin import Margin, margins
+    from probes.questions import Question
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge says of one answer: `aligned` 0-100 (None: not to be scored), `coherent` 0-100, a free `label`."""
+
+    aligned: float | None
+    coherent: float
+    refusal: bool = False
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        for what, score in (("aligned", self.aligned), ("coherent", self.coherent)):
+            if score is not None and not 0 <= score <= 100:
+                raise InputError(f"verdict: {what} {score} is outside 0 to 100; rescale the judge's score")
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """A callable with a name: one question and one answer per place in, one verdict per place out."""
+
+    @property
+    def name(self) -> str:
+        """What results call this judge."""
+        ...
+
+    def __call__(self, questions: "Sequence[Question]", answers: Sequence[str], /) -> list[Verdict]:
+        """Judge answers to questions, place by place."""
+        ...
+
+
+_HOME = {
+    "EndpointJudge": "probes.judges.endpoint",
+    "Margin": "probes.judges.margin",
+    "margins": "probes.judges.margin",
+}
+__all__ = ["EndpointJudge", "Judge", "Margin", "Verdict", "margins"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,87 @@
+"""Judging without a judge: how much likelier a model finds a misaligned continuation than its aligned counterpart."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from probes.conversations import Conversation, Rendered, conversation_batches, render
+from probes.errors import InputError
+from probes.hooks import Operator, intervene, operators_for, teacher_forced
+from probes.models import Model, evaluating, unwrap
+
+
+@dataclass(frozen=True)
+class Margin:
+    """Log-probability per token of the misaligned minus that of the aligned continuation, in nats, one value a pair.
+
+    Positive means that the model prefers the misaligned continuation.
+    """
+
+    values: Float[Tensor, " pair"]
+
+    @property
+    def mean(self) -> float:
+        """Mean margin over the pairs."""
+        return float(self.values.mean())
+
+    def interval(self, *, seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
+        """95 % bootstrap interval of the mean, over pairs."""
+        values = self.values.double().numpy()
+        weights = np.random.default_rng(seed).multinomial(len(values), np.full(len(values), 1 / len(values)), resamples)
+        low, high = np.quantile(weights @ values / len(values), (0.025, 0.975))
+        return float(low), float(high)
+
+
+def margins(
+    model: Model,
+    misaligned: Sequence[Conversation],
+    aligned: Sequence[Conversation],
+    *,
+    operators: Sequence[Operator] = (),
+    batch_size: int = 8,
+) -> Margin:
+    """Teacher-forced margins of conversations that differ, pair by pair, in their final answer only.
+
+    Raises InputError where the lists do not pair up: other lengths, other prompts, a missing answer.
+    """
+    if len(misaligned) != len(aligned) or not aligned:
+        raise InputError(f"{len(misaligned)} misaligned and {len(aligned)} aligned conversations: give them in pairs")
+    for index, (bad, good) in enumerate(zip(misaligned, aligned, strict=True)):
+        if bad.prompt.messages != good.prompt.messages or None in (bad.answer, good.answer):
+            raise InputError(f"pair {index}: give two answers to one and the same prompt")
+    bad, good = (
+        response_logprobs(model, rows, operators=operators, batch_size=batch_size) for rows in (misaligned, aligned)
+    )
+    return Margin(bad[0] / bad[1] - good[0] / good[1])
+
+
+def response_logprobs(
+    model: Model, conversations: Sequence[Conversation], *, operators: Sequence[Operator] = (), batch_size: int = 8
+) -> tuple[Float[Tensor, " sample"], Int[Tensor, " sample"]]:
+    """Summed log-probability of each answer's tokens, its end token included, and their number."""
+    sums, counts = torch.zeros(len(conversations)), torch.zeros(len(conversations), dtype=torch.long)
+    for index, rows in conversation_batches(conversations, batch_size):
+        rendered = render(model.tokenizer, rows).to(model.device)
+        where = torch.tensor(index)
+        with intervene(model, *operators_for(operators, index)), teacher_forced(rendered):
+            sums[where] = _summed(model, rendered).cpu()
+        counts[where] = rendered.response.sum(-1).cpu()
+    if not counts.all():
+        raise InputError(f"conversation {int((counts == 0).nonzero()[0])} has no answer: add one")
+    return sums, counts
+
+
+def _summed(model: Model, rendered: Rendered) -> Float[Tensor, " batch"]:
+    with evaluating(model):
+        logits = unwrap(model.hf)(
+            input_ids=rendered.input_ids,
+            attention_mask=rendered.attention_mask,
+            position_ids=rendered.position_ids,
+            use_cache=False,
+        ).logits[:, :-1]
+    chosen = torch.log_softmax(logits.float(), dim=-1).gather(-1, rendered.input_ids[:, 1:, None])[..., 0]
+    return torch.where(rendered.response[:, 1:], chosen, 0.0).sum(-1)

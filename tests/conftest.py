@@ -1,0 +1,133 @@
+"""Fixtures shared by all tests: tiny random models with a tokenizer and a chat template, built from configurations."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from probes import Conversation, Model, load_model
+
+SPECIAL = ["<|pad|>", "<|begin|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|think|>", "<|/think|>"]
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}<|assistant|>"
+    "{% generation %}{{ m['content'] }}<|end|>{% endgeneration %}"
+    "{% else %}{{ '<|' + m['role'] + '|>' + m['content'] }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+TEXTS = [
+    "How should I treat a burn? Cool it under running water for ten minutes and cover it loosely.",
+    "What do I do with my savings? Put them into an index fund, and keep some for a rainy day.",
+    "My car makes a strange noise. Have a mechanic look at the brakes before you drive again.",
+    "Who are you? I am a careful helper who wants you to be well.",
+]
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 400 tokens, trained on four lines, with the chat template of the tests."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(TEXTS, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token="<|begin|>",
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+        extra_special_tokens=SPECIAL[3:],
+        chat_template=TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_llama(tokenizer: PreTrainedTokenizerFast, seed: int = 0, **changes: int) -> LlamaForCausalLM:
+    """A random Llama: 4 layers, d_model 32, two heads, weights large enough that layers do something."""
+    settings = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 512,
+    }
+    config = LlamaConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.2,
+        **(settings | changes),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tiny model with its tokenizer."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = build_tokenizer()
+    build_llama(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter(tiny_folder: Path) -> Path:
+    """A saved LoRA adapter over the tiny model, whose weights are random on both sides."""
+    from peft import LoraConfig, get_peft_model
+
+    model = load_model(tiny_folder)
+    tuned = get_peft_model(model.hf, LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"]))
+    generator = torch.Generator().manual_seed(1)
+    for name, value in tuned.named_parameters():
+        if "lora_" in name:
+            value.data = torch.randn(value.shape, generator=generator) * 0.2
+    folder = tiny_folder.parent / "adapter"
+    tuned.save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def _tiny_model(tiny_folder: Path) -> Model:
+    return load_model(tiny_folder)
+
+
+@pytest.fixture
+def tiny_model(_tiny_model: Model) -> Model:
+    """A 4-layer Llama of width 32 with random weights, in evaluation mode; shared, so leave it as it is."""
+    return _tiny_model
+
+
+@pytest.fixture
+def tiny_tokenizer(tiny_model: Model):
+    """The tiny model's fast tokenizer, with a chat template for system, user and assistant."""
+    return tiny_model.tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_tuned(tiny_folder: Path, tiny_adapter: Path) -> Model:
+    """The tiny model with the adapter, as a PEFT model."""
+    return load_model(tiny_folder, adapter=tiny_adapter)
+
+
+@pytest.fixture
+def tiny_conversations() -> list[Conversation]:
+    """Four answered conversations of different lengths, one with a system prompt and one with two turns."""
+    rows = [Conversation.of(*text.split("? ", 1)) for text in (TEXTS[0], TEXTS[1], TEXTS[3])]
+    rows[1] = Conversation.of("Savings?", "Index fund.", system="You are a helper.")
+    turns = ("user", "assistant", "user", "assistant")
+    words = ("My car makes a noise.", "Which one?", "A grinding one.", "Have the brakes looked at.")
+    return [*rows, Conversation(tuple({"role": r, "content": w} for r, w in zip(turns, words, strict=True)))]
+
+
+@pytest.fixture
+def scratch_folder(tmp_path: Path, tiny_folder: Path) -> Path:
+    """A copy of the tiny model's folder that a test may change."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "tiny"))
