@@ -1,0 +1,1 @@
+"""Persona vectors: made, compared, applied as operators, dosed against controls, traced to their writers, exported."""
