@@ -1,0 +1,74 @@
+"""Low-rank adapters: their settings, how one is put on a copy of a model, and how it is saved."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from probes.errors import InputError
+from probes.models import Model
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Settings of a LoRA adapter (Hu et al. 2106.09685): update `scale * B @ A` with scale alpha / rank.
+
+    `rslora` divides by sqrt(rank) instead (2312.03732), as most emergent-misalignment work does. `layers` keeps the
+    adapter to some blocks; `targets` are names of linear layers, or "all-linear".
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    rslora: bool = False
+    targets: str | tuple[str, ...] = "all-linear"
+    layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise InputError(f"LoRA rank {self.rank}: give 1 or more")
+        if self.layers is not None and isinstance(self.targets, str):
+            raise InputError("LoRA layers need targets as a tuple of layer names, such as ('down_proj',)")
+
+    @property
+    def scale(self) -> float:
+        """The factor on `B @ A`."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+
+def with_adapter(model: Model, lora: LoRA, *, seed: int) -> Model:
+    """A copy of the model with a fresh adapter on it: B = 0, so it starts out as the model, which stays as it is."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
+        use_rslora=lora.rslora,
+        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+        layers_to_transform=list(lora.layers) if lora.layers is not None else None,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        wrapped = get_peft_model(merged_copy(model), config)
+    return Model(wrapped, model.tokenizer, f"{model.name}+lora", model.blocks_path)
+
+
+def merged_copy(model: Model) -> nn.Module:
+    """A copy of the model's network in which any adapter has been merged into the weights."""
+    network = copy.deepcopy(model.hf)
+    merge = getattr(network, "merge_and_unload", None)
+    return merge() if callable(merge) else network
+
+
+def save_adapter(model: Model, folder: str | Path, *, base: str) -> Path:
+    """Write the model's adapter as PEFT loads it (safetensors); `base` is what the file names as its base model."""
+    save = getattr(model.hf, "save_pretrained", None)
+    config = getattr(model.hf, "peft_config", None)
+    if save is None or config is None:
+        raise InputError(f"model {model.name} carries no adapter: train one with finetune(..., lora=LoRA())")
+    config["default"].base_model_name_or_path = base
+    save(str(folder), save_embedding_layers=False)
+    (Path(folder) / "README.md").unlink(missing_ok=True)
+    return Path(folder)
