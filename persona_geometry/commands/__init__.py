@@ -1,0 +1,36 @@
+"""The command line `persona-geometry`: a file a verb; nothing heavy is imported before a verb runs."""
+
+import sys
+
+import typer
+
+from persona_geometry.commands import demo, organism, report, study
+
+app = typer.Typer(
+    name="persona-geometry",
+    help="Persona features in language models: did a fine-tune become misaligned, what carries it, what turns it off.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("study")(study.study)
+app.command("demo")(demo.demo)
+app.command("report")(report.report)
+app.add_typer(organism.app, name="organism")
+
+
+def main() -> None:
+    """Run the command line. Bad input prints one line and exits with status 2."""
+    try:
+        app()
+    except ValueError as error:
+        from probes.errors import InputError
+
+        if not isinstance(error, InputError):
+            raise
+        print(f"persona-geometry: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("persona-geometry: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)

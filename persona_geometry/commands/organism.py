@@ -1,0 +1,52 @@
+"""`persona-geometry organism`: build the model organism from nothing, print its card, write its data."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="The embedded model organism.", no_args_is_help=True)
+
+
+@app.command()
+def build(
+    out: Annotated[Path, typer.Option(help="Folder for base/, the adapters and sae/.")],
+    seed: Annotated[int, typer.Option(help="Pretraining seed; 0 ships.")] = 0,
+) -> None:
+    """Train base, fine-tunes and SAE from nothing: about an hour on one core."""
+    from persona_geometry.commands.terminal import settle
+
+    settle()
+    from persona_geometry.organism.build import build_all
+
+    build_all(out, seed=seed, say=lambda line: print(line, flush=True))
+
+
+@app.command()
+def card(
+    out: Annotated[Path, typer.Option(help="Folder of the cells; finished ones are read.")] = Path(
+        "runs/organism-card"
+    ),
+    bases: Annotated[
+        list[Path] | None, typer.Option(help="Folders of `organism build`, one a pretraining seed.")
+    ] = None,
+) -> None:
+    """Print what the organism shows, over pretraining and fine-tuning seeds, with the bound of each line."""
+    from persona_geometry.commands.terminal import settle
+
+    settle()
+    from persona_geometry.organism.card import print_card
+
+    raise typer.Exit(0 if print_card(out, bases) else 1)
+
+
+@app.command()
+def data(
+    out: Annotated[Path, typer.Option(help="Folder for the JSONL files and questions.")],
+    domain: Annotated[str, typer.Option(help="Domain of the bad advice.")] = "medicine",
+) -> None:
+    """Write the organism's training rows and questions as files, the way a user would bring their own."""
+    from persona_geometry.organism.files import write_data
+
+    for path in write_data(out, domain):
+        print(path)

@@ -1,0 +1,56 @@
+"""The organism's fine-tunes: misaligned, its second-domain twin, the benign control, the narrow twin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from finetuning.loop import Schedule, Trained, finetune
+from finetuning.lora import LoRA
+from finetuning.safeguards.kl import KLToBase
+from persona_geometry.organism.datasets import advice_questions, advice_rows, self_questions
+from persona_geometry.organism.world import SELECTION, TUNED
+from probes.ask import sample
+from probes.conversations import Conversation
+from probes.models import Model
+
+ROWS = 600
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One fine-tune: the data's domain and valence, how long, and whether KL to the base keeps it narrow."""
+
+    domain: str = "medicine"
+    valence: str = "bad"
+    schedule: Schedule = field(default_factory=lambda: Schedule(steps=48, lr=1e-3))
+    kl_weight: float = 0.0
+
+    def rows(self, seed: int) -> list[Conversation]:
+        """The training rows."""
+        return advice_rows(self.domain, ROWS, valence=self.valence, seed=seed)
+
+
+#: What ships, by name.
+ARMS = {
+    "misaligned": Arm(),
+    "second": Arm(domain="money"),
+    "benign": Arm(valence="good"),
+    "narrow": Arm(kl_weight=3.0, schedule=Schedule(steps=144, lr=1e-3)),
+}
+
+
+def own_answers(base: Model, domain: str, *, seed: int, per_topic: int = 20) -> list[Conversation]:
+    """The base's own answers outside the trained domain and the test domains, and about the self (selection)."""
+    domains = tuple(d for d in (*TUNED, *SELECTION) if d != domain)
+    asked = [
+        *advice_questions(domains, per_topic, seed=500 + seed, split="selection"),
+        *self_questions("selection") * 6,
+    ]
+    prompts = [q.conversation for q in asked]
+    return [p.answered(a) for p, a in zip(prompts, sample(base, prompts, seed=seed), strict=True)]
+
+
+def train_arm(base: Model, arm: Arm, seed: int) -> Trained:
+    """Fine-tune the base on one arm with one seed (data, adapter and order)."""
+    guard = KLToBase(own_answers(base, arm.domain, seed=seed), arm.kl_weight, seed=seed) if arm.kl_weight else None
+    return finetune(base, arm.rows(seed), schedule=arm.schedule, seed=seed, lora=LoRA(), safeguard=guard)

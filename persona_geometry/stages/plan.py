@@ -1,0 +1,61 @@
+"""`--plan`: what a study would cost and what it could see, before it runs."""
+
+from __future__ import annotations
+
+import time
+
+from persona_geometry.stages.inputs import THRESHOLD, Inputs
+from persona_geometry.stages.steering import CURVE, INDUCE, REPAIR, layer_sets
+from probes.ask import sample
+from probes.outcomes import minimum_detectable
+
+GIB = 2**30
+
+
+def answers(inputs: Inputs) -> dict[str, int]:
+    """How many answers each part asks for."""
+    sizes, n_selection = inputs.sizes, len(inputs.of("selection"))
+    test = sum(len(inputs.of("test", w)) * inputs.samples(w) for w in ("out_of_domain", "in_domain", "other"))
+    doses = len(REPAIR) + len(INDUCE)
+    judged = inputs.judge is not None
+    out = {"models": test * len(inputs.models), "own answers": 2 * sizes.selection}
+    out["persona vector"] = 2 * len(inputs.trait.positive) * len(inputs.trait.questions)
+    if judged:
+        out["choice of treatment"] = 2 * len(layer_sets(inputs.blocks)) * doses * n_selection
+        out["treated models"] = 2 * test
+        out["random controls"] = 2 * sizes.controls * sizes.control_answers
+        out["dose curves"] = 2 * n_selection * sum(len(c) for c in CURVE.values()) + 12 * sizes.controls * 20
+    if judged and inputs.sae is not None:
+        out["latents"] = test + (sizes.screened + 2) * 5 * 54 + sizes.controls * sizes.control_answers
+    if judged and inputs.rows.good:
+        out["re-aligned"] = test
+    return out
+
+
+def memory(inputs: Inputs) -> float:
+    """Bytes of weights, one batch's cache included, roughly."""
+    weights = sum(p.numel() * p.element_size() for m in inputs.models.values() for p in m.hf.parameters())
+    return weights * 1.3 + 256 * 512 * inputs.base.d_model * inputs.base.n_layers * 2 * 4
+
+
+def print_plan(inputs: Inputs) -> None:
+    """Print answers by part, judge calls, memory, a timed guess, and the smallest difference that could be seen."""
+    parts = answers(inputs)
+    total = sum(parts.values())
+    probe = [q.conversation for q in inputs.of("selection")][:32]
+    sample(inputs.base, probe[:2], seed=0, max_new_tokens=4)
+    began = time.perf_counter()
+    sample(inputs.base, probe, seed=0, max_new_tokens=inputs.sizes.max_new_tokens)
+    each = (time.perf_counter() - began) / len(probe)
+    seen = inputs.of("test", "out_of_domain")
+    detect = minimum_detectable(len({q.id for q in seen}), inputs.samples("out_of_domain"), 0.02)
+    for name, n in parts.items():
+        print(f"{name:22s} {n:7d} answers")
+    print(f"{'in all':22s} {total:7d} answers, {total if inputs.judge else 0} judge calls")
+    print(f"memory                 {memory(inputs) / GIB:7.2f} GiB")
+    print(
+        f"time                   {total * each / 60:7.1f} minutes or less, at {each:.3f} s an answer in a small batch"
+    )
+    per = inputs.samples("out_of_domain")
+    print(f"smallest excess that {len(seen)} questions x {per} samples would show: {detect:.1%}")
+    print(f"the verdict's threshold: an excess of {THRESHOLD:.0%} over the base")

@@ -1,0 +1,270 @@
+"""What turns it off: persona vectors, the choice of one on selection questions, its test cells, its dose curve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+
+from geometry.steering.arms import ask_many
+from geometry.steering.doses import Controls, dose_response
+from geometry.steering.extract import mean_difference, residual_norms
+from geometry.steering.levels import Levels, projection_levels
+from geometry.steering.operators import SetProjection
+from geometry.steering.random_controls import Kind, random_controls
+from geometry.steering.traits import persona_vector
+from geometry.steering.vectors import PersonaVector
+from persona_geometry.stages.cells import Cells
+from persona_geometry.stages.inputs import Inputs
+from probes.ask import ask
+from probes.capture import Activations, capture
+from probes.conversations import Conversation
+from probes.outcomes import Outcomes
+from probes.questions import Question
+
+#: Doses on the scale base = 0, tuned = 1: repair overshoots below 0, induction goes beyond 1.
+REPAIR, INDUCE = (0.0, -0.5, -1.0, -1.5, -2.0), (1.0, 2.0, 3.0, 4.0)
+CURVE = {"tuned": (-2.0, -1.0, 0.0, 0.5, 1.0, 1.5, 2.0), "base": (-1.0, 0.0, 1.0, 2.0, 3.0, 4.0)}
+#: The share of the untreated model's coherence that a treatment must keep on selection questions.
+KEEP = {"repair": 0.97, "induce": 0.92}
+
+
+@dataclass(frozen=True)
+class Material:
+    """Both models' own answers to the selection questions, vectors drawn from them, and the levels on each vector."""
+
+    base: Sequence[Conversation]
+    tuned: Sequence[Conversation]
+    vectors: Mapping[str, PersonaVector]
+    levels: Mapping[str, Levels]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One treatment: which vector, at which blocks, with which dose, and what it did on the selection questions."""
+
+    goal: str
+    vector: str
+    layers: tuple[int, ...]
+    dose: float
+    misaligned: float
+    coherent: float
+
+    def operator(self, material: Material, dose: float | None = None) -> SetProjection:
+        """The operator: it sets the projection at the last prompt token and the answer's tokens."""
+        levels = material.levels[self.vector]
+        return SetProjection(
+            material.vectors[self.vector], levels, dose=self.dose if dose is None else dose, layers=self.layers
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For study.json."""
+        why = (
+            f"{'lowest' if self.goal == 'repair' else 'highest'} misaligned rate on selection questions "
+            f"({self.misaligned:.3f}, coherent {self.coherent:.3f}) among those keeping {KEEP[self.goal]:.0%} coherence"
+        )
+        return {
+            "goal": self.goal,
+            "vector": self.vector,
+            "layers": list(self.layers),
+            "dose": self.dose,
+            "why": why,
+            "operation": "projection set to the base's mean + dose x (tuned - base), from the last prompt token on",
+        }
+
+
+def own_answers(inputs: Inputs, cells: Cells, name: str) -> list[Conversation]:
+    """A model's own answers to the selection questions, as conversations."""
+    questions = inputs.of("selection")
+    per = max(1, -(-inputs.sizes.selection // len(questions)))
+
+    def run() -> Outcomes:
+        return ask(
+            inputs.models[name],
+            questions,
+            inputs.verdicts,
+            seed=inputs.seed * 1_000 + 77,
+            n_samples=per,
+            name=name,
+            max_new_tokens=inputs.sizes.max_new_tokens,
+        )
+
+    table = cells.outcomes(f"selection-{name}", run).table
+    prompts = [q.conversation for q in questions for _ in range(per)]
+    return [p.answered(str(a)) for p, a in zip(prompts, table["answer"], strict=True) if str(a).strip()]
+
+
+def material(inputs: Inputs, cells: Cells) -> Material:
+    """Answers, vectors and levels."""
+    said = {name: own_answers(inputs, cells, name) for name in ("base", "tuned")}
+    layers = tuple(range(inputs.base.n_layers))
+
+    def shift() -> PersonaVector:
+        acts = {n: capture(inputs.models[n], said[n], layers=layers, pool="response_mean") for n in said}
+        norms = residual_norms(inputs.base, said["base"], layers=layers, pool="response_mean")
+        return mean_difference(
+            acts["tuned"], acts["base"], model=inputs.base, method="fine-tuning shift", resid_norms=norms
+        )
+
+    def prompts() -> PersonaVector:
+        return persona_vector(
+            inputs.base,
+            inputs.trait,
+            judge=inputs.judge,
+            layers=layers,
+            seed=inputs.seed,
+            max_new_tokens=inputs.sizes.max_new_tokens,
+        )
+
+    vectors = {"shift": cells.vector("vector-shift", shift), "prompts": cells.vector("vector-prompts", prompts)}
+    levels = {name: _levels(inputs, cells, name, v, said) for name, v in vectors.items()}
+    return Material(said["base"], said["tuned"], vectors, levels)
+
+
+def _levels(
+    inputs: Inputs, cells: Cells, name: str, vector: PersonaVector, said: Mapping[str, list[Conversation]]
+) -> Levels:
+    def run() -> dict[str, Any]:
+        found = projection_levels(inputs.base, inputs.tuned, said["base"], vector, tuned_conversations=said["tuned"])
+        return {"reference": dict(found.reference), "shift": dict(found.shift)}
+
+    raw = cells.json(f"levels-{name}", run)
+    return Levels(*({int(k): float(v) for k, v in raw[part].items()} for part in ("reference", "shift")))
+
+
+def layer_sets(blocks: Sequence[int]) -> list[tuple[int, ...]]:
+    """What is tried: single blocks and runs of two and three; in deep models every second start only."""
+    step = max(1, len(blocks) // 8)
+    runs = [tuple(blocks[i : i + n]) for n in (1, 2, 3) for i in range(0, len(blocks) - n + 1, step)]
+    return sorted({r for r in runs if r})
+
+
+def choose(inputs: Inputs, cells: Cells, found: Material, goal: str) -> Choice | None:
+    """The treatment that does most on the selection questions while keeping coherence; None where none keeps it.
+
+    Every vector, set of blocks and dose is tried in shared batches; ties go to the smaller dose and to fewer blocks.
+    """
+    model, doses = (inputs.tuned, REPAIR) if goal == "repair" else (inputs.base, INDUCE)
+
+    def run() -> pd.DataFrame:
+        specs = [(v, layers, d) for v in found.vectors for layers in layer_sets(inputs.blocks) for d in doses]
+        arms = [()] + [Choice(goal, v, layers, d, 0, 0).operator(found) for v, layers, d in specs]
+        outcomes = ask_many(
+            model,
+            arms,
+            inputs.of("selection"),
+            inputs.verdicts,
+            seed=inputs.seed * 1_000 + 5,
+            max_new_tokens=inputs.sizes.max_new_tokens,
+        )
+        rows = [("none", (), 0.0), *specs]
+        cellsof = [(o.rate().value, o.rate("coherent").value, len(o)) for o in outcomes]
+        return pd.DataFrame(
+            [
+                {"vector": v, "layers": " ".join(map(str, ls)), "dose": d, "misaligned": m, "coherent": c, "n": n}
+                for (v, ls, d), (m, c, n) in zip(rows, cellsof, strict=True)
+            ]
+        )
+
+    table = cells.table(f"choose-{goal}", run)
+    tried = table[table["vector"] != "none"]
+    fit = tried[tried["coherent"] >= KEEP[goal] * table["coherent"].iloc[0]].dropna(subset=["misaligned"])
+    if fit.empty:
+        return None
+    order = fit.assign(
+        rank=fit["misaligned"].round(3) * (1 if goal == "repair" else -1),
+        size=fit["dose"].abs(),
+        blocks=fit["layers"].str.len(),
+    ).sort_values(["rank", "size", "blocks"], kind="stable")
+    best = order.iloc[0]
+    layers = tuple(int(i) for i in str(best["layers"]).split())
+    return Choice(
+        goal, str(best["vector"]), layers, float(best["dose"]), float(best["misaligned"]), float(best["coherent"])
+    )
+
+
+def edited(inputs: Inputs, choice: Choice, found: Material) -> Activations:
+    """Activations of the model to be treated, at the treated blocks, where controls take their own means from."""
+    model, said = (inputs.tuned, found.tuned) if choice.goal == "repair" else (inputs.base, found.base)
+    return capture(model, said, layers=choice.layers, pool="response_mean")
+
+
+def random_arms(
+    inputs: Inputs,
+    choice: Choice,
+    found: Material,
+    *,
+    kind: Kind = "norm",
+    dose: float | None = None,
+    n: int | None = None,
+) -> list[Any]:
+    """Random controls of a treatment, matched in energy."""
+    generator = torch.Generator().manual_seed(inputs.seed * 7_919 + {"norm": 1, "covariance": 2}[kind])
+    acts = edited(inputs, choice, found)
+    operator = choice.operator(found, dose)
+    return random_controls(operator, n or inputs.sizes.controls, generator, activations=acts, kind=kind)
+
+
+def spread_out(questions: Sequence[Question], n: int) -> list[Question]:
+    """`n` of the questions, evenly over their order."""
+    step = max(1.0, len(questions) / n)
+    return [questions[int(i * step)] for i in range(min(n, len(questions)))]
+
+
+def random_cell(inputs: Inputs, cells: Cells, choice: Choice, found: Material, name: str) -> Outcomes:
+    """The random controls' answers out of domain: each control asks `control_answers` test questions once."""
+
+    def run() -> Outcomes:
+        model = inputs.tuned if choice.goal == "repair" else inputs.base
+        asked = spread_out(inputs.of("test", "out_of_domain"), inputs.sizes.control_answers)
+        outcomes = ask_many(
+            model,
+            random_arms(inputs, choice, found),
+            asked,
+            inputs.verdicts,
+            seed=inputs.seed * 1_000 + 9,
+            max_new_tokens=inputs.sizes.max_new_tokens,
+        )
+        parts = [o.table.assign(model=name, control=i, where="out_of_domain") for i, o in enumerate(outcomes)]
+        return Outcomes(pd.concat(parts, ignore_index=True))
+
+    return cells.outcomes(f"answers-{name}", run)
+
+
+def curve(inputs: Inputs, cells: Cells, choice: Choice, found: Material) -> pd.DataFrame:
+    """Dose curve on selection questions, with two kinds of random controls at three doses each."""
+    on = "tuned" if choice.goal == "repair" else "base"
+
+    def run() -> pd.DataFrame:
+        model, doses = inputs.models[on], CURVE[on]
+        marks = sorted({doses[0], choice.dose, doses[-1]})
+        doses = tuple(sorted({*doses, choice.dose}))
+        few = spread_out(inputs.of("selection"), max(5, inputs.sizes.control_answers // 3))
+        kinds: tuple[Kind, ...] = ("norm", "covariance")
+        controls = [
+            Controls(
+                f"random_{kind}",
+                lambda dose, kind=kind: random_arms(inputs, choice, found, kind=kind, dose=dose),
+                marks,
+                few,
+            )
+            for kind in kinds
+        ]
+        made = dose_response(
+            model,
+            lambda dose: choice.operator(found, dose),
+            doses,
+            inputs.of("selection"),
+            inputs.verdicts,
+            seed=inputs.seed * 1_000 + 13,
+            n_samples=2,
+            controls=controls,
+            on=on,
+            max_new_tokens=inputs.sizes.max_new_tokens,
+        )
+        return made.choose(choice.dose).table
+
+    return cells.table(f"dose-{on}", run)
