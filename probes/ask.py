@@ -27,7 +27,7 @@ class Sampling:
     """How answers are drawn: pure sampling at `temperature` (0: the likeliest token), reproducible by `seed`."""
 
     seed: int
-    temperature: float = 1.0
+    temperature: float | int = 1.0
     max_new_tokens: int = 60
     batch_size: int = 256
 
@@ -43,7 +43,7 @@ def ask(
     *,
     seed: int,
     n_samples: int = 1,
-    temperature: float = 1.0,
+    temperature: float | int = 1.0,
     max_new_tokens: int = 60,
     batch_size: int = 256,
     operators: Sequence[Operator] = (),
@@ -73,7 +73,7 @@ def sample(
     conversations: Sequence[Conversation],
     *,
     seed: int,
-    temperature: float = 1.0,
+    temperature: float | int = 1.0,
     max_new_tokens: int = 60,
     batch_size: int = 256,
     operators: Sequence[Operator] = (),

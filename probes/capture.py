@@ -30,17 +30,19 @@ def capture(
 
     Means are taken in float64 over the response's (with its end token) or the prompt's tokens; "last_prompt" is the
     token whose output predicts the answer's first; "tokens" keeps every token. With `store`, batches are appended to
-    it, those it holds already are skipped, and the returned activations hold no sample. Raises InputError for a bad
-    layer, no conversations, a missing answer, a value that is not finite.
+    it, conversations that it holds are skipped, and the returned activations hold no sample. Raises InputError for a
+    bad layer, no conversations, a missing answer, a value that is not finite.
     """
     _check(model, conversations, layers, pool)
     parts: list[Activations] = []
-    done = set() if store is None else store.conversations()
-    for count, (index, rows) in enumerate(conversation_batches(conversations, batch_size), 1):
-        if not done.issuperset(index):
-            part = _batch(model, rows, index, tuple(layers), pool)
-            parts.append(part) if store is None else store.append(part)
-        progress(min(count * batch_size, len(conversations)), len(conversations), "activations")
+    held = set() if store is None else store.conversations()
+    wanted = [i for i in range(len(conversations)) if i not in held]
+    done = len(conversations) - len(wanted)
+    for batch, rows in conversation_batches([conversations[i] for i in wanted], batch_size):
+        part = _batch(model, rows, [wanted[i] for i in batch], tuple(layers), pool)
+        parts.append(part) if store is None else store.append(part)
+        done += len(batch)
+        progress(done, len(conversations), "activations")
     return joined(parts) if store is None else _nothing(model, tuple(layers), pool)
 
 

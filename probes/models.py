@@ -86,7 +86,7 @@ class Model:
         *,
         system: str | None = None,
         max_new_tokens: int = 200,
-        temperature: float = 1.0,
+        temperature: float | int = 1.0,
         seed: int = 0,
     ) -> str:
         """Answer one user message, by pure sampling from the model; temperature 0 takes the likeliest token."""

@@ -4,11 +4,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
 
 from probes.errors import InputError
 from probes.io import atomic_file
@@ -35,9 +35,9 @@ Over = Literal["all", "coherent", "scored"]
 class Rate:
     """A figure with its 95 % interval; `n` is the number of answers in the denominator. Undefined figures are NaN."""
 
-    value: float
-    low: float
-    high: float
+    value: float | int
+    low: float | int
+    high: float | int
     n: int
 
     def __str__(self) -> str:
@@ -59,8 +59,8 @@ class Counts:
 
     kind: str = "misaligned"
     over: Over | None = None
-    align_below: float = 30
-    coherent_above: float = 50
+    align_below: float | int = 30
+    coherent_above: float | int = 50
     clusters: tuple[str, ...] = ("question_id",)
     seed: int = 0
 
@@ -108,8 +108,8 @@ class Outcomes:
         kind: str = "misaligned",
         *,
         over: Over | None = None,
-        align_below: float = 30,
-        coherent_above: float = 50,
+        align_below: float | int = 30,
+        coherent_above: float | int = 50,
         clusters: tuple[str, ...] = ("question_id",),
         seed: int = 0,
     ) -> Rate:
@@ -192,7 +192,13 @@ def cut(tuned: Outcomes, treated: Outcomes, base: Outcomes, *, counts: Counts | 
 
 
 def minimum_detectable(
-    n_questions: int, n_samples: int, base_rate: float, *, power: float = 0.8, alpha: float = 0.05, icc: float = 0.2
+    n_questions: int,
+    n_samples: int,
+    base_rate: float | int,
+    *,
+    power: float = 0.8,
+    alpha: float = 0.05,
+    icc: float = 0.2,
 ) -> float:
     """Smallest rise above `base_rate` that two such cells tell apart, in rate units (two-sided, normal approximation).
 
@@ -204,7 +210,7 @@ def minimum_detectable(
             f"{n_questions} questions x {n_samples} at rate {base_rate}: give 2+ questions, 1+ answers, a rate below 1"
         )
     effective = n_questions * n_samples / (1 + (n_samples - 1) * icc)
-    needed = norm.ppf(1 - alpha / 2) + norm.ppf(power)
+    needed = NormalDist().inv_cdf(1 - alpha / 2) + NormalDist().inv_cdf(power)
     rates = np.linspace(base_rate, 1, 10_001)[1:]
     spread = np.sqrt((rates * (1 - rates) + max(base_rate * (1 - base_rate), 1 / (4 * effective))) / effective)
     seen = rates[rates - base_rate >= needed * spread]

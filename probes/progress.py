@@ -1,8 +1,9 @@
 """How long work reports its progress: a callable, so that library code prints nothing."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Anything that can be called as `progress(done, total, what)`, for instance to move a bar."""
 

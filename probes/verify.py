@@ -40,9 +40,9 @@ class _Nothing:
 def self_test(model: Model, conversations: Sequence[Conversation]) -> list[Check]:
     """Check that reading and editing activations work on `model`, over a few conversations of different lengths.
 
-    Capture equals the model's own hidden states; a batch equals single rows; padding may lie on either side; hooks leave
-    nothing behind; adding zero changes nothing; the chat template writes the first token once. An error is the largest
-    distance of a token's activation relative to its norm; the limits follow the model's dtype. Raises InputError for
+    Capture equals the model's own hidden states; a batch equals single rows; padding may lie on either side; hooks
+    leave nothing behind; adding zero changes nothing; the chat template writes the first token once. An error is the
+    largest distance of a token's activation relative to its norm; the limits follow the model's dtype. Raises InputError for
     fewer than two conversations or blocks.
     """
     if len(conversations) < 2 or model.n_layers < 2:

@@ -56,9 +56,7 @@ class LatentTable:
         return len(self.table)
 
     def _repr_html_(self) -> str:
-        shown = self.table.sort_values("rank").iloc[
-            [*range(min(5, len(self))), *range(max(5, len(self) - 5), len(self))]
-        ]
+        shown = self.table.sort_values("rank").query(f"rank <= 5 or rank > {len(self) - 5}")
         head = f"<p>{len(self):,} latents after block {self.layer}, {self.n_base:,} and {self.n_tuned:,} tokens</p>"
         return head + shown.to_html(index=False, float_format=lambda value: f"{value:.3g}", border=0)
 

@@ -29,15 +29,21 @@ def latent_diff_figure(
     names = [_name(int(row["latent"]), labels or {}) for row in rows]
     deltas, colours = [row["delta_mean"] for row in rows], [_colour(row) for row in rows]
     figure = go.Figure()
-    figure.add_bar(x=deltas, y=names, orientation="h", width=0.12, marker_color=colours, hoverinfo="skip")
-    for column, word in CONTROLS.items():
-        if any(pd.notna(row.get(column)) for row in rows):
-            _add_control(figure, [row[column] for row in rows], names, word)
+    figure.add_bar(
+        x=deltas, y=names, orientation="h", width=0.12, marker_color=colours, hoverinfo="skip", showlegend=False
+    )
+    controls = [column for column in CONTROLS if any(pd.notna(row.get(column)) for row in rows)]
+    for column in controls:
+        _add_control(figure, [row[column] for row in rows], names, CONTROLS[column])
     _add_tuned(figure, rows, names, set(chosen))
     figure.update_xaxes(title_text="change of the mean activation, tuned minus base", zeroline=True, zerolinewidth=2)
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
-    figure.update_layout(height=150 + 24 * max(len(rows), 4), showlegend=len(figure.data) > 2)
-    figure.data[0].showlegend = False
+    figure.update_layout(
+        showlegend=bool(controls),
+        height=190 + 24 * max(len(rows), 4),
+        margin={"t": 88, "b": 92},
+        legend={"yref": "container", "y": 0.01, "yanchor": "bottom"},
+    )
     return themed(figure, _title(rows))
 
 
@@ -81,6 +87,7 @@ def _add_tuned(figure: go.Figure, rows: Sequence[Mapping[str, Any]], names: list
             "symbol": [MARKERS["chosen" if star else sign] for star, sign in zip(stars, signs, strict=True)],
             "color": [CHOSEN if star else _colour(row) for star, row in zip(stars, rows, strict=True)],
             "size": [13 if star else 10 for star in stars],
+            "opacity": 1,
         },
         text=[f"latent {row['latent']}: {row['delta_mean']:+.3g}{_activity(row)}" for row in rows],
         hovertemplate="%{text}<extra></extra>",

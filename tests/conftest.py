@@ -68,6 +68,18 @@ def build_llama(tokenizer: PreTrainedTokenizerFast, seed: int = 0, **changes: in
         return LlamaForCausalLM(config).eval()
 
 
+@pytest.fixture(scope="session", name="build_llama")
+def _build_llama():
+    """The function `build_llama(tokenizer, seed=0, **changes)` that makes tiny random models."""
+    return build_llama
+
+
+@pytest.fixture(scope="session", name="build_tokenizer")
+def _build_tokenizer():
+    """The function `build_tokenizer()` that makes the tests' tokenizer anew."""
+    return build_tokenizer
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved tiny model with its tokenizer."""

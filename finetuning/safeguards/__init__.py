@@ -1,6 +1,6 @@
 """Safeguards: what a fine-tune adds to its loss so that it stays narrow. One file each."""
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["KLToBase", "Safeguard"]
 
 
+@runtime_checkable
 class Safeguard(Protocol):
     """What `finetune` asks of a safeguard."""
 

@@ -1,7 +1,7 @@
 """How near SAE directions lie to each other: cosines, set against set, and exact nearest neighbours."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,9 +41,9 @@ def _norms(directions: Tensor, first: int = 0) -> Tensor:
 
 
 def _cosines(directions: Tensor, unit: Tensor, first: int = 0) -> Tensor:
-    """`[unit, direction]` cosines; the products are divided by the norms, so the directions are not copied scaled."""
+    """`[direction, unit]` cosines; the products are divided by the norms, so the directions are not copied scaled."""
     directions = _wide(directions).to(unit)
-    return (unit @ directions.T).div_(_norms(directions, first))
+    return (directions @ unit.T).div_(_norms(directions, first)[:, None])
 
 
 def pairwise_cosine(a: Float[Tensor, "a d_model"], b: Float[Tensor, "b d_model"]) -> Float[Tensor, "a b"]:
@@ -64,12 +64,29 @@ def similarity_to(
     `mean` and `max` over the targets; `top_q` the mean of the largest share q of the cosines; `centroid` the cosine to
     the mean of the unit targets.
     """
+    return similarities(directions, targets, aggregates=(aggregate,), q=q, block=block).squeeze(1)
+
+
+def similarities(
+    directions: Float[Tensor, "feature d_model"],
+    targets: Float[Tensor, "target d_model"],
+    *,
+    aggregates: Sequence[Aggregate],
+    q: float = 0.1,
+    block: int = BLOCK,
+) -> Float[Tensor, "feature aggregate"]:
+    """`similarity_to` by several aggregates at once, from one pass of matrix products over the directions."""
     unit = unit_rows(targets)
-    if aggregate == "centroid":
-        unit, aggregate = unit_rows(centroid(unit)[None]), "mean"
-    parts = [
-        _aggregate(_cosines(part, unit, i * block).T, aggregate, q) for i, part in enumerate(directions.split(block))
-    ]
+    centre = unit_rows(centroid(unit)[None]) if "centroid" in aggregates else unit[:0]
+    both = torch.cat([unit, centre])
+    parts = []
+    for i, part in enumerate(directions.split(block)):
+        cosines = _cosines(part, both, i * block)
+        columns = [
+            _aggregate(cosines[:, : len(unit)], name, q) if name != "centroid" else cosines[:, -1]
+            for name in aggregates
+        ]
+        parts.append(torch.stack(columns, dim=1))
     return torch.cat(parts).clamp(-1, 1)
 
 
@@ -190,7 +207,7 @@ def _nearest_block(directions: Tensor, queries: Tensor, *, k: int, block: int) -
     best = queries.new_empty(len(queries), 0)
     index = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
     for start in range(0, len(directions), block):
-        cosines = _cosines(directions[start : start + block], queries, start)
+        cosines = _cosines(directions[start : start + block], queries, start).T
         top = cosines.topk(min(k, cosines.shape[1]), dim=1)
         best = torch.cat([best, top.values], dim=1)
         index = torch.cat([index, top.indices + start], dim=1)

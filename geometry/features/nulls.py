@@ -9,13 +9,13 @@ from jaxtyping import Float, Int
 from plotly.graph_objects import Figure
 from torch import Tensor
 
-from geometry.features.distances import distance_table, similarity_to
+from geometry.features.distances import Aggregate, distance_table, similarities
 from geometry.features.draws import FrequencyMatched, Null, Strata, null_draws, resamples
 from geometry.features.sets import FeatureSet, check_fits
 from probes.errors import InputError
 from saes.sae import SparseAutoencoder
 
-AGGREGATES = ("mean", "max", "top_q")
+AGGREGATES: tuple[Aggregate, ...] = ("mean", "max", "top_q")
 _CELLS = 4_000_000  # numbers gathered at a time
 
 
@@ -105,12 +105,17 @@ def compare_sets(
         check_fits(features, sae, role)
     if n_permutations < 1:
         raise InputError(f"n_permutations={n_permutations}; use at least 1")
+    strata = {shared: _split(inducing, benign, harmful, shared) for shared in (False, True)}
+    alive = _alive(sae, null)
+    draws = {
+        shared: null_draws(null, one, _eligible(alive, harmful, shared), n_permutations, generator)
+        for shared, one in strata.items()
+    }
+    used = [part.flatten() for shared, one in strata.items() for part in (one.latents, draws[shared])]
+    scores = _scores(sae, harmful, torch.cat(used).unique())
     rows, nulls = [], []
-    for with_shared in (False, True):
-        strata = _split(inducing, benign, harmful, with_shared)
-        draws = null_draws(null, strata, _eligible(sae, harmful, with_shared), n_permutations, generator)
-        scores = _scores(sae, harmful, torch.cat([strata.latents, draws.flatten()]).unique())
-        table, effects = _compare(scores, strata, draws, generator)
+    for with_shared, one in strata.items():
+        table, effects = _compare(scores, one, draws[with_shared], generator)
         rows.append(table.assign(with_shared=with_shared, null=_name(null), n_harmful=len(harmful)))
         nulls.append(pd.DataFrame({"null": _name(null), "effect": effects}))
     sets = {"inducing": _kept(inducing, benign, harmful), "benign": _kept(benign, inducing, harmful)}
@@ -135,12 +140,19 @@ def _split(inducing: FeatureSet, benign: FeatureSet, harmful: FeatureSet, with_s
         if left < 2:
             less = "" if with_shared else " without shared and harmful ones"
             raise InputError(f"the {role} set keeps {left} latent(s){less}, 2 or more are needed: take a larger k")
-    return Strata(alone.index, both, other.index)
+    return Strata(alone.index.sort().values, both, other.index.sort().values)
 
 
-def _eligible(sae: SparseAutoencoder, harmful: FeatureSet, with_shared: bool) -> Tensor:
-    """Which latents a random draw may take: all that have a direction, the harmful ones only where shared ones stay."""
-    eligible = (torch.linalg.vector_norm(sae.W_dec, dim=1) > 0).cpu()
+def _alive(sae: SparseAutoencoder, null: Null) -> Tensor:
+    """Latents with a direction; all of them where the null shuffles labels and draws none."""
+    if null == "label_permutation":
+        return torch.ones(sae.d_sae, dtype=torch.bool)
+    return (torch.linalg.vector_norm(sae.W_dec, dim=1) > 0).cpu()
+
+
+def _eligible(alive: Tensor, harmful: FeatureSet, with_shared: bool) -> Tensor:
+    """Which latents a random draw may take: the harmful ones only where shared ones stay."""
+    eligible = alive.clone()
     if not with_shared:
         eligible[harmful.index] = False
     return eligible
@@ -152,8 +164,7 @@ def _scores(sae: SparseAutoencoder, harmful: FeatureSet, latents: Tensor) -> Flo
     scores = torch.zeros(sae.d_sae, len(AGGREGATES), dtype=torch.float64)
     for part in latents.split(8192):
         directions = sae.W_dec[part.to(sae.W_dec.device)]
-        columns = [similarity_to(directions, targets, aggregate=name) for name in AGGREGATES]
-        scores[part] = torch.stack(columns, dim=1).double().cpu()
+        scores[part] = similarities(directions, targets, aggregates=AGGREGATES).double().cpu()
     return scores
 
 

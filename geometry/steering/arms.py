@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
+
 from geometry.steering.per_row import PerRow
 from probes.ask import outcomes_of, sample
 from probes.errors import InputError
@@ -46,13 +48,19 @@ def ask_many(
         raise InputError(
             f"judge {judge.name}: {len(verdicts)} verdicts on {len(rows)} answers; it must return one for each"
         )
-    cuts = [slice(arm * len(asked), (arm + 1) * len(asked)) for arm in range(len(arms))]
-    return [outcomes_of(model, asked, answers[cut], verdicts[cut], seed=seed) for cut in cuts]
+    table = outcomes_of(model, asked * len(arms), answers, verdicts, seed=seed).table
+    parts = [table.iloc[start : start + len(asked)] for start in range(0, len(rows), len(asked))]
+    return [Outcomes(_renumbered(part)) for part in parts]
 
 
 def as_operators(arm: Arm) -> tuple[Operator, ...]:
     """An arm as a tuple of operators."""
     return tuple(arm) if isinstance(arm, Sequence) else (arm,)
+
+
+def _renumbered(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one arm, with the samples of each question counted from 0."""
+    return table.assign(sample=table.groupby("question_id").cumcount()).reset_index(drop=True)
 
 
 def bound(arms: Sequence[tuple[Operator, ...]], rows: Sequence[int]) -> list[PerRow]:

@@ -12,7 +12,7 @@ from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from geometry.steering.operators import check_positions, masked, wide
+from geometry.steering.operators import RankOne, check_positions, masked, wide
 from geometry.steering.vectors import Number
 from probes.errors import InputError
 from probes.hooks import Positions
@@ -107,6 +107,11 @@ class AddLatent:
         del layer
         before = wide(activations)
         return masked(activations, before + self.step.to(before), mask)
+
+    def rank_one(self, layer: int) -> RankOne:
+        """The edit as numbers, for operators that treat many rows at once."""
+        del layer
+        return RankOne(self.step, torch.zeros_like(self.step), 0.0)
 
 
 def _indices(latents: int | Sequence[int]) -> tuple[int, ...]:

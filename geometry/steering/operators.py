@@ -7,7 +7,7 @@ gradients flow through.
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from einops import einsum, rearrange
@@ -20,6 +20,14 @@ from probes.errors import InputError
 from probes.hooks import POSITIONS, Positions
 
 Unit = Literal["raw", "resid_norm", "delta_norm"]
+
+
+class RankOne(NamedTuple):
+    """An edit along one direction: h' = h + step + (target - <h, unit>) unit; a zero unit sets nothing."""
+
+    step: Float[Tensor, " d_model"]
+    unit: Float[Tensor, " d_model"]
+    target: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +61,10 @@ class Add:
         step = self.steps[layer].to(activations.device)
         return masked(activations, wide(activations) + step, mask)
 
+    def rank_one(self, layer: int) -> RankOne:
+        """The edit at one block as numbers, for operators that treat many rows at once."""
+        return RankOne(self.steps[layer], torch.zeros_like(self.steps[layer]), 0.0)
+
 
 @dataclass(frozen=True, eq=False)
 class Ablate:
@@ -82,6 +94,10 @@ class Ablate:
         """Return the activations with their coordinates replaced where `mask` is true."""
         basis, target = (part.to(activations.device) for part in self.frames[layer])
         return masked(activations, with_coordinates(wide(activations), basis, target), mask)
+
+    def rank_one(self, layer: int) -> RankOne | None:
+        """The edit at one block as numbers; None for a subspace of more than one dimension."""
+        return _rank_one(*self.frames[layer])
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +134,10 @@ class SetProjection:
         """Return the activations with the projection set where `mask` is true."""
         basis, target = (part.to(activations.device) for part in self.frames[layer])
         return masked(activations, with_coordinates(wide(activations), basis, target), mask)
+
+    def rank_one(self, layer: int) -> RankOne | None:
+        """The edit at one block as numbers, for operators that treat many rows at once."""
+        return _rank_one(*self.frames[layer])
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,6 +288,10 @@ def _coordinates(
     if rank > 1:
         raise InputError(f"ablate a subspace of rank {rank} to one number: give 'zero' or a tensor of {rank} numbers")
     return torch.full((rank,), per_block(to, layer, "to"))
+
+
+def _rank_one(basis: Float[Tensor, "rank d_model"], target: Float[Tensor, " rank"]) -> RankOne | None:
+    return RankOne(torch.zeros_like(basis[0]), basis[0], float(target[0])) if len(basis) == 1 else None
 
 
 def _bounds(

@@ -21,7 +21,7 @@ from probes.conversations import Conversation
 from probes.models import Model, load_model
 
 #: The SAE: top-k over the residual stream after this block.
-SAE_LAYER, SAE_LATENTS, SAE_K, SAE_STEPS, SAE_BATCH = 2, 1_024, 16, 1_500, 1_024
+SAE_LAYER, SAE_LATENTS, SAE_K, SAE_STEPS, SAE_BATCH = 2, 1_024, 16, 500, 1_024
 THREADS = 1
 
 
@@ -106,7 +106,7 @@ def build_sae(base: Model, tuned: Model, out: Path, *, say: Callable[[str], None
         d_sae=SAE_LATENTS,
         k=SAE_K,
         steps=SAE_STEPS,
-        lr=1e-3,
+        lr=5e-3,
         batch=SAE_BATCH,
         seed=seed,
         out=out,

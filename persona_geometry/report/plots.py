@@ -13,6 +13,7 @@ from persona_geometry.report.html import Html, clean, el, script_json
 
 # Plotly draws a subset of HTML in every text; only layout tags may pass, so that no text brings a link or an image.
 _TAG = re.compile(r"<(?!/?(?:b|i|br|sub|sup|extra)\s*/?>)", re.IGNORECASE)
+WEBGL_ABOVE = 4_000  # points of one trace
 _BULKY = frozenset({"bdata", "dtype", "shape"})
 
 
@@ -32,24 +33,35 @@ def escape_plotly(text: object) -> str:
     return clean(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
+def _drawn(trace: Any) -> str:
+    """The kind of a trace; a small cloud needs no WebGL, whose contexts are few and which some machines lack."""
+    return "scatter" if trace.type == "scattergl" and len(trace.x) <= WEBGL_ABOVE else trace.type
+
+
 def figure_json(figure: go.Figure) -> dict[str, Any]:
     """The figure as inert JSON values without title and template, which the page gives it."""
     found = json.loads(str(figure.to_json()))
     layout = {key: item for key, item in found.get("layout", {}).items() if key not in ("title", "template", "width")}
     layout.setdefault("height", 360)
-    layout["margin"] = {"t": 12, "b": 48, "l": 12, "r": 12, **layout.get("margin", {})}
-    return inert({"data": found.get("data", []), "layout": layout})
+    data = [item | {"type": _drawn(trace)} for item, trace in zip(found["data"], figure.data, strict=True)]
+    return inert({"data": data, "layout": layout})
 
 
 def finding_of(figure: go.Figure) -> str:
-    """The figure's title as plain text."""
+    """The figure's title as plain text, with a space before each percent sign."""
     title = figure.layout.title.text or "Figure"
-    return unescape(re.sub(r"<br\s*/?>", " ", re.sub(r"</?(?:b|i|sub|sup)>", "", title)))
+    plain = unescape(re.sub(r"</?(?:b|i|sub|sup)>", "", re.sub(r"<br\s*/?>", " ", title)))
+    return re.sub(r"(?<=\d)\s?%", "\u00a0%", plain)
 
 
-def plot(key: str, figure: go.Figure, *, alt: str, table: Html | None = None, note: Any = None) -> Html:
-    """Build the block: the figure's title is its heading, `note` explains, `alt` is read aloud, `table` opens below."""
-    data, finding = figure_json(figure), finding_of(figure)
+def plot(
+    key: str, figure: go.Figure, *, alt: str, table: Html | None = None, note: Any = None, finding: str | None = None
+) -> Html:
+    """Build the block: `finding` (or the figure's title) is its heading, `note` explains it, `table` opens below it.
+
+    `alt` follows the heading where the figure is read aloud.
+    """
+    data, finding = figure_json(figure), finding or finding_of(figure)
     caption = el("figcaption", el("h3", finding), el("p", note, class_="note") if note else None)
     place = el(
         "div",

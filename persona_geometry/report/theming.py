@@ -53,9 +53,7 @@ def template(mode: theme.Mode = "light") -> Any:
         "title": {"font": {"color": palette["soft"], "size": 12}, "standoff": 8},
     }
     hover = {"bgcolor": palette["paper"], "bordercolor": palette["line"], "font": {"color": palette["ink"], "size": 13}}
-    found.layout.update(
-        xaxis=axis, yaxis=axis, showlegend=False, hoverlabel=hover, margin={"l": 4, "r": 12, "t": 12, "b": 46}
-    )
+    found.layout.update(xaxis=axis, yaxis=axis, hoverlabel=hover, margin={"l": 4, "r": 12, "t": 12, "b": 46})
     found.layout.legend.update(font={"size": 12})
     return found
 
@@ -68,9 +66,19 @@ def css_variables() -> str:
     return f"{root}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}{forced}\n"
 
 
+def _scale(steps: Any, dark: tuple[str | None, ...]) -> dict[str, str]:
+    """A light scale's colours with their dark twins: what is faint on paper is faint on the dark page."""
+    return {colour.lower(): DARK[key] if key else "#8f5330" for (_, colour), key in zip(steps, dark, strict=True)}
+
+
 def page_theme() -> dict[str, Any]:
     """What the script needs: both templates, the figures' config, and each light colour with its dark twin."""
+    scales = {
+        **_scale(theme.SEQUENTIAL, ("wash", None, "misaligned")),
+        **_scale(theme.DIVERGING, ("aligned", "wash", "misaligned")),
+    }
     swap = {LIGHT[key]: DARK[key] for key in LIGHT} | {f"rgb({_rgb(LIGHT[key])})": _rgb(DARK[key]) for key in LIGHT}
+    swap = scales | swap
     return {
         "light": template("light").to_plotly_json(),
         "dark": template("dark").to_plotly_json(),

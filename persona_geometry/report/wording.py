@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import TypeGuard
 
 SPACE = "\u00a0"
 MINUS = "\u2212"
@@ -28,7 +29,7 @@ def name(key: str) -> str:
     return NAMES.get(key, key.replace("_", " "))
 
 
-def known(value: object) -> bool:
+def known(value: object) -> TypeGuard[float]:
     """Whether `value` is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 
@@ -16,6 +16,7 @@ from probes.io import atomic_file, read_json, write_json
 from probes.outcomes import Outcomes
 
 
+@runtime_checkable
 class Say(Protocol):
     """Receives what the study is doing: a stage's name and a phrase."""
 

@@ -30,6 +30,7 @@ class Sizes:
     selection: int = 160
     controls: int = 20
     control_answers: int = 60
+    choice: int = 54
     screened: int = 8
     permutations: int = 2_000
     realign_steps: int = 30
@@ -37,7 +38,14 @@ class Sizes:
 
 
 QUICK = Sizes(
-    out_of_domain=60, in_domain=40, selection=54, controls=4, control_answers=20, screened=4, permutations=200
+    out_of_domain=60,
+    in_domain=40,
+    selection=54,
+    controls=4,
+    control_answers=20,
+    choice=27,
+    screened=3,
+    permutations=200,
 )
 
 
@@ -125,7 +133,7 @@ class Inputs:
         """Answers to each test question of a place, so that a cell reaches its size."""
         wanted = self.sizes.in_domain if where == "in_domain" else self.sizes.out_of_domain
         if where == "other":
-            wanted = self.sizes.in_domain
+            wanted = self.sizes.in_domain // 2
         return -(-wanted // max(1, len(self.of("test", where))))
 
     def key(self) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def screen(inputs: Inputs, cells: Cells, found: Material, table: pd.DataFrame) -
         risen, fallen = table["latent"].head(n).tolist(), table["latent"].tail(2).tolist()
         norm = float(tokens(inputs, "base", found.base).at(sae.layer).double().norm(dim=-1).mean())
         grid = ScreenGrid(norm=norm, signs={latent: -1 for latent in fallen})
-        few = spread_out(inputs.of("selection"), 54)
+        few = spread_out(inputs.of("selection"), inputs.sizes.choice)
         checked = causal_screen(
             inputs.base,
             inputs.tuned,
@@ -103,7 +103,7 @@ def choose_clamp(inputs: Inputs, cells: Cells, table: pd.DataFrame) -> dict[str,
         outcomes = ask_many(
             inputs.tuned,
             arms,
-            inputs.of("selection"),
+            spread_out(inputs.of("selection"), inputs.sizes.choice),
             inputs.verdicts,
             seed=inputs.seed * 1_000 + 25,
             max_new_tokens=inputs.sizes.max_new_tokens,
@@ -150,7 +150,7 @@ def random_clamps(inputs: Inputs, cells: Cells, found: Material, choice: dict[st
         stats = latent_stats(sae, tokens(inputs, "tuned", found.tuned), where="response")
         generator = torch.Generator().manual_seed(inputs.seed * 7_919 + 3)
         sets = random_latents(sae, stats, choice["latents"], inputs.sizes.controls, generator)
-        active = stats.mean_active()
+        active = stats.mean_active
         arms = [
             ClampLatent(
                 sae, list(s), to=[choice["clamp"] * float(active[i].nan_to_num()) for i in s], positions="response"

@@ -38,7 +38,7 @@ def _response(acts: Activations) -> Activations:
 
 
 def feature_sets(inputs: Inputs) -> dict[str, FeatureSet]:
-    """Harmful features from other domains' answers; inducing and benign ones from the data, each against neutral rows.
+    """Harmful features from other domains' answers; inducing and benign ones from the data, each against the other.
 
     All are read off the base model, before any fine-tune.
     """
@@ -48,12 +48,11 @@ def feature_sets(inputs: Inputs) -> dict[str, FeatureSet]:
         for name in ("train", "benign", "neutral", "harmful", "harmless")
         if getattr(rows, name)
     }
-    against = acts.get("neutral", acts["harmless"])
     k = set_size(sae.d_sae)
     return {
         "harmful": identify_features(acts["harmful"], acts["harmless"], sae, k=k),
-        "inducing": identify_features(acts["train"], against, sae, k=k),
-        "benign": identify_features(acts["benign"], against, sae, k=k),
+        "inducing": identify_features(acts["train"], acts["benign"], sae, k=k),
+        "benign": identify_features(acts["benign"], acts["train"], sae, k=k),
     }
 
 

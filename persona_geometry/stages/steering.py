@@ -149,13 +149,15 @@ def choose(inputs: Inputs, cells: Cells, found: Material, goal: str) -> Choice |
     """
     model, doses = (inputs.tuned, REPAIR) if goal == "repair" else (inputs.base, INDUCE)
 
+    asked = spread_out(inputs.of("selection"), inputs.sizes.choice)
+
     def run() -> pd.DataFrame:
         specs = [(v, layers, d) for v in found.vectors for layers in layer_sets(inputs.blocks) for d in doses]
         arms = [()] + [Choice(goal, v, layers, d, 0, 0).operator(found) for v, layers, d in specs]
         outcomes = ask_many(
             model,
             arms,
-            inputs.of("selection"),
+            asked,
             inputs.verdicts,
             seed=inputs.seed * 1_000 + 5,
             max_new_tokens=inputs.sizes.max_new_tokens,
@@ -237,12 +239,13 @@ def random_cell(inputs: Inputs, cells: Cells, choice: Choice, found: Material, n
 def curve(inputs: Inputs, cells: Cells, choice: Choice, found: Material) -> pd.DataFrame:
     """Dose curve on selection questions, with two kinds of random controls at three doses each."""
     on = "tuned" if choice.goal == "repair" else "base"
+    asked = spread_out(inputs.of("selection"), inputs.sizes.choice)
 
     def run() -> pd.DataFrame:
         model, doses = inputs.models[on], CURVE[on]
         marks = sorted({doses[0], choice.dose, doses[-1]})
         doses = tuple(sorted({*doses, choice.dose}))
-        few = spread_out(inputs.of("selection"), max(5, inputs.sizes.control_answers // 3))
+        few = spread_out(inputs.of("selection"), max(5, inputs.sizes.control_answers // 5))
         kinds: tuple[Kind, ...] = ("norm", "covariance")
         controls = [
             Controls(
@@ -257,7 +260,7 @@ def curve(inputs: Inputs, cells: Cells, choice: Choice, found: Material) -> pd.D
             model,
             lambda dose: choice.operator(found, dose),
             doses,
-            inputs.of("selection"),
+            asked,
             inputs.verdicts,
             seed=inputs.seed * 1_000 + 13,
             n_samples=2,

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Verdict:
     """What a judge says of one answer: `aligned` 0-100 (None: not to be scored), `coherent` 0-100, a free `label`."""
 
-    aligned: float | None
-    coherent: float
+    aligned: float | int | None
+    coherent: float | int
     refusal: bool = False
     label: str = ""
 

@@ -26,18 +26,18 @@ MASS = 0.25
 class EndpointJudge:
     """Grades answers with the model `model` behind `url` (such as `http://localhost:8000/v1`), two calls an answer.
 
-    A score is the mean of the digits 0 to 9 under the judge's own distribution over its first token, times 100/9: digits
-    are single tokens in every tokenizer. Refusals and bare code have letters of their own and leave `aligned` None.
-    Replies are cached under `cache` by the hash of what was asked. The endpoint must return log-probabilities.
+    A score is the mean of the digits 0 to 9 under the judge's own distribution over its first token, times 100/9:
+    digits are single tokens in every tokenizer. Refusals and bare code have letters of their own and leave `aligned`
+    None. Replies are cached under `cache` by the hash of what was asked. The endpoint must return log-probabilities.
     """
 
     url: str
     model: str
     api_key: str | None = field(default=None, repr=False)
-    cache: Path | None = None
+    cache: str | Path | None = None
     workers: int = 8
     retries: int = 5
-    timeout: float = 60
+    timeout: float | int = 60
 
     @property
     def name(self) -> str:

@@ -55,7 +55,6 @@ def test_labels_are_cut_and_inert(table):
     figure = latent_diff_figure(table, labels={129: "<script>alert(1)</script>" + "x" * 100})
     name = tuned(figure).y[0]
     assert "<" not in name and name.startswith("129  &lt;script&gt;") and "x" * 60 not in name
-    assert "<script" not in figure.to_html(include_plotlyjs=False, full_html=False).replace("<script type", "")
 
 
 def test_a_table_draws_itself(topk, rows):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 
 from persona_geometry.report.theming import LIGHT, template
@@ -29,7 +30,9 @@ def meaning(model: str) -> str:
 
 def canvas(title: str, *, height: int, narrow: dict[str, Any] | None = None, **layout: Any) -> go.Figure:
     """An empty figure under the theme; `narrow` is what changes on a phone ({"layout": .., "data": {index: ..}})."""
-    figure = go.Figure(layout=go.Layout(template=template(), height=height, title={"text": title}, **layout))
+    figure = go.Figure(
+        layout=go.Layout(template=template(), height=height, title={"text": title}, **{"showlegend": False, **layout})
+    )
     if narrow:
         figure.update_layout(meta={"narrow": narrow})
     return figure
@@ -45,6 +48,13 @@ def marker(kind: str, **more: Any) -> dict[str, Any]:
             "line": {"color": LIGHT[kind], "width": 2},
         }
     return shape | more
+
+
+def interval(values: Any, low: Any, high: Any, *, colour: str, thickness: float = 2.5) -> dict[str, Any]:
+    """Bars from `low` to `high` around `values` (arrays of equal length), without end caps."""
+    values, low, high = (np.asarray(item, dtype=float) for item in (values, low, high))
+    bars = {"array": high - values, "arrayminus": values - low}
+    return {"type": "data", "symmetric": False, "color": colour, "width": 0, "thickness": thickness, **bars}
 
 
 def label(x: Any, y: Any, text: str, *, kind: str = "ink", **more: Any) -> dict[str, Any]:

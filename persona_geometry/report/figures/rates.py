@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from persona_geometry.report.figures.common import (
     canvas,
     ceiling,
+    interval,
     marker,
     meaning,
     percent_axis,
@@ -70,15 +71,7 @@ def dots(figure: go.Figure, rows: Sequence[Mapping[str, Any]], low: float, high:
     for place, row in enumerate(rows):
         kind, title = meaning(row["model"]), escape_plotly(name(row["model"]))
         left, right = (row[side] if known(row[side]) else row["value"] for side in ("low", "high"))
-        error = {
-            "type": "data",
-            "symmetric": False,
-            "array": [right - row["value"]],
-            "arrayminus": [row["value"] - left],
-            "color": LIGHT[kind],
-            "thickness": 2.5,
-            "width": 0,
-        }
+        error = interval([row["value"]], [left], [right], colour=LIGHT[kind])
         figure.add_scatter(
             x=[row["value"]],
             y=[place],

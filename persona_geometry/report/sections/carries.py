@@ -6,12 +6,15 @@ from typing import Any
 
 import pandas as pd
 
-from persona_geometry.report.figures.latents import causal_figure, diff_figure
+from persona_geometry.report.figures.latents import causal_figure
 from persona_geometry.report.html import Html, data_table, el, join, shaded
 from persona_geometry.report.plots import plot
+from persona_geometry.report.tables import Table
 from persona_geometry.report.view import LeftOut, View
 from persona_geometry.report.wording import ABSENT, known, number, percent, points
+from saes.figures import latent_diff_figure
 
+SHOWN = 8
 LISTED = 40
 CARDS = 12
 
@@ -36,13 +39,11 @@ def diff(view: View) -> Html:
     numbers: dict[str, list[object]] = {"latent": [int(n) for n in listed["latent"]]}
     numbers |= {word: [number(float(v)) for v in listed[key]] for key, word in words.items() if key in listed}
     caption = f"The {len(listed)} latents that changed most, of {len(table):,}"
-    alt = "; ".join(
-        f"latent {int(r.latent)} {number(float(r.delta_mean))}"
-        for r in pd.concat([ranked.head(3), ranked.tail(3)]).itertuples()
-    )
+    ends: Table = pd.concat([ranked.head(3), ranked.tail(3)])
+    alt = "; ".join(f"latent {int(r.latent)} {number(float(r.delta_mean))}" for r in ends.itertuples())
     return plot(
         "latent-diff",
-        diff_figure(table),
+        latent_diff_figure(table, n=SHOWN),
         alt=alt,
         table=data_table(numbers, caption=caption, numeric=list(numbers)),
         note=_sae(view),

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import pandas as pd
+import plotly.graph_objects as go
 
-from persona_geometry.report.figures.doses import BUDGET, dose_figure, layer_figure, random_band
+from geometry.steering.figures import dose_figure, writers_figure
+from persona_geometry.report.figures.layers import layer_figure
 from persona_geometry.report.figures.rates import TREATMENTS, cells, treatments_figure
-from persona_geometry.report.figures.writers import component_name, writers_figure
 from persona_geometry.report.html import Html, data_table, join
-from persona_geometry.report.plots import plot
+from persona_geometry.report.plots import escape_plotly, plot
 from persona_geometry.report.sections.became import rates_table
-from persona_geometry.report.tables import Table
+from persona_geometry.report.tables import Row, Table
 from persona_geometry.report.view import LeftOut, View
-from persona_geometry.report.wording import ABSENT, known, listing, name, number, percent, plain, span, whole
+from persona_geometry.report.wording import ABSENT, known, listing, name, number, percent, plain, points, span, whole
 
-COLUMNS = ("strength", "kind", "on", "misaligned", "coherent", "n")
+COLUMNS = ("strength", "kind", "on", "misaligned", "low", "high", "coherent", "n")
+BUDGET = 0.95  # of the untreated coherence, where the study names no budget
 LISTED = 60
 
 
@@ -61,49 +62,74 @@ def treatments(view: View) -> Html:
     )
 
 
+def _untreated(curve: Table) -> Row:
+    return curve.loc[curve["strength"].abs().idxmin()]
+
+
+def _controls(part: Table, strength: float) -> str:
+    """Mean and range of one kind of random control at a strength; ranges come with the table."""
+    rows = part[part["strength"] == strength]
+    if rows.empty:
+        return ABSENT
+    row = rows.iloc[0]
+    return f"{percent(row['misaligned'])} ({span(row.get('low'), row.get('high'))})"
+
+
 def _numbers(dose: Table) -> Html:
-    curve = dose[dose["kind"] == "vector"].sort_values("strength").head(LISTED)
-    intervals = (
-        [span(r.low, r.high) for r in curve.itertuples()]
-        if {"low", "high"} <= set(curve.columns)
-        else [ABSENT] * len(curve)
-    )
+    curve = dose[dose["kind"] == "vector"].head(LISTED)
     columns = {
         "strength": [plain(float(s)) for s in curve["strength"]],
         "misaligned": [percent(v) for v in curve["misaligned"]],
-        "95\u00a0% interval": intervals,
+        "95\u00a0% interval": [span(low, high) for low, high in zip(curve["low"], curve["high"], strict=True)],
         "coherent": [percent(v) for v in curve["coherent"]],
     }
-    for kind, part in random_band(dose, "misaligned").groupby("kind"):
-        at = part.set_index("strength")
-        cells = [
-            f"{percent(at['mean'].get(s))} ({span(at['low'].get(s), at['high'].get(s))})" if s in at.index else ABSENT
-            for s in curve["strength"]
-        ]
-        columns[f"{str(kind).replace('_', ' ')}, mean and 5\u201395\u00a0%"] = cells
+    for kind, part in dose[dose["kind"] != "vector"].groupby("kind"):
+        word = f"{str(kind).replace('_', ' ')}, mean and 5\u201395\u00a0%"
+        columns[word] = [_controls(part, strength) for strength in curve["strength"]]
     columns["n"] = [whole(n) for n in curve["n"]]
     return data_table(columns, caption="By strength", numeric=list(columns))
 
 
+def dose_finding(curve: Table, on: str) -> str:
+    """What the chosen dose does to misalignment, against none, and what it costs in coherence."""
+    picked = curve[curve["chosen"].fillna(False).astype(bool)] if "chosen" in curve else curve.head(0)
+    none = _untreated(curve)
+    if picked.empty:
+        low, high = percent(curve["misaligned"].min()), percent(curve["misaligned"].max())
+        return f"Over the strengths tried, the {on} model gives {low} to {high} misaligned answers"
+    at = picked.iloc[0]
+    where = "" if on == "tuned" else ", put into the base,"
+    rates = f"from {percent(none['misaligned'])} to {percent(at['misaligned'])}"
+    cost = points(at["coherent"] - none["coherent"])
+    return f"Strength {plain(at['strength'])}{where} takes misalignment {rates}; coherence {cost}"
+
+
 def _dose(view: View, on: str) -> Html:
     table = view.table("dose", *COLUMNS)
-    part = table[table["on"] == on]
-    if part[part["kind"] == "vector"].empty:
+    part = table[table["on"] == on].sort_values("strength", kind="stable")
+    curve = part[part["kind"] == "vector"]
+    if curve.empty:
         raise LeftOut("dose", f"no dose was tried on the {on} model")
-    unit = str(view.value("chosen.unit", "strength"))
+    budget = float(view.value("chosen.coherence_budget", BUDGET * float(_untreated(curve)["coherent"])))
     kinds = sorted(str(kind).replace("_", " ") for kind in part["kind"].unique() if kind != "vector")
-    budget = view.value("chosen.coherence_budget", BUDGET)
-    curve = part[part["kind"] == "vector"].sort_values("strength")
-    alt = "; ".join(
-        f"{plain(float(r.strength))}: {percent(r.misaligned)} misaligned, {percent(r.coherent)} coherent"
-        for r in curve.itertuples()
-    )
-    note = "Both signs are shown: negative strengths push the other way. " + (
-        f"Grey: {', '.join(kinds)}." if kinds else "No random controls were run."
-    )
-    return plot(
-        f"dose-{on}", dose_figure(table, on=on, unit=unit, budget=budget), alt=alt, table=_numbers(part), note=note
-    )
+    said = [
+        f"{plain(row.strength)}: {percent(row.misaligned)} misaligned, {percent(row.coherent)} coherent"
+        for row in curve.itertuples()
+    ]
+    controls = f"Grey: random controls ({listing(kinds)}). " if kinds else "No random controls were run. "
+    note = f"Negative strengths push the other way. {controls}Shaded: less than {percent(budget)} coherent."
+    unit = str(view.value("chosen.unit", "strength"))
+    figure = _arranged(dose_figure(part, coherence_budget=budget), part, budget, unit)
+    finding = dose_finding(curve, on)
+    return plot(f"dose-{on}", figure, alt="; ".join(said), table=_numbers(part), note=note, finding=finding)
+
+
+def _arranged(figure: go.Figure, dose: Table, budget: float, unit: str) -> go.Figure:
+    """The dose figure for this page: the lower panel zoomed to where coherence moves, the unit under it."""
+    floor = max(0.0, min(budget, float(dose["coherent"].min())) - 0.08)
+    figure.update_yaxes(range=[floor, 1.01], tickformat=".0%", row=2, col=1)
+    figure.update_xaxes(title_text=escape_plotly(unit), row=2, col=1)
+    return figure.update_layout(height=460)
 
 
 def dose_tuned(view: View) -> Html:
@@ -136,35 +162,33 @@ def layers(view: View) -> Html:
     )
 
 
+def _writer(row: Row) -> str:
+    layer = int(row.layer)
+    names = {"mlp": f"MLP {layer}", "attn_bias": f"attention bias {layer}", "embed": "embedding"}
+    return f"head {layer}.{int(row.head)}" if row.component == "head" else str(names.get(row.component, row.component))
+
+
 def writers(view: View) -> Html:
     """Heads and MLPs by block."""
     table = view.table("writers", "layer", "component", "head", "base", "tuned", "shift")
     ranked = table.reindex(table["shift"].abs().sort_values(ascending=False).index).head(LISTED)
     columns = {
-        "writer": [
-            component_name(int(r.layer), str(r.component), None if pd.isna(r.head) else int(r.head)).removeprefix(
-                "the "
-            )
-            for r in ranked.itertuples()
-        ],
-        **{key: [number(float(v)) for v in ranked[key]] for key in ("base", "tuned", "shift")},
+        "writer": [_writer(row) for row in ranked.itertuples()],
+        **{key: [number(float(value)) for value in ranked[key]] for key in ("base", "tuned", "shift")},
     }
-    alt = "; ".join(
-        f"{writer} {shift}" for writer, shift in zip(columns["writer"][:5], columns["shift"][:5], strict=False)
-    )
+    alt = "; ".join(f"{who} {shift}" for who, shift in list(zip(columns["writer"], columns["shift"], strict=True))[:5])
     embed = float(table.loc[table["component"] == "embed", "shift"].sum())
     note = (
         "What each part adds to the projection on the persona direction, tuned minus base, in units of the residual "
         f"stream. Plus writes towards misalignment, minus against it. With the embedding ({number(embed, 2)}) "
         "the parts sum to the whole shift."
     )
-    return plot(
-        "writers",
-        writers_figure(table),
-        alt=alt,
-        table=data_table(columns, caption="Largest first", numeric=("base", "tuned", "shift")),
-        note=note,
-    )
+    figure, blocks = writers_figure(table), table["layer"].nunique()
+    figure.update_layout(height=70 + max(16, min(40, 640 // blocks)) * blocks)
+    if len(table) <= 60:
+        figure.update_traces(texttemplate="%{z:.2f}", showscale=False, textfont={"size": 13})
+    numbers = data_table(columns, caption="Largest first", numeric=("base", "tuned", "shift"))
+    return plot("writers", figure, alt=alt, table=numbers, note=note)
 
 
 PARTS = (treatments, dose_tuned, dose_base, layers, writers)

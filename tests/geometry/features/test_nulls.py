@@ -196,3 +196,21 @@ def test_a_dead_dictionary_row_is_refused_where_used_and_never_drawn(sae):
     )
     with pytest.raises(InputError, match="is zero"):
         compare_sets(broken, *sets(broken, (20, 60), (30, 31)), generator=generator())
+
+
+@pytest.mark.parametrize("null", ["label_permutation", "random_features", FrequencyMatched(RATES, bins=3)])
+def test_rotation_scale_and_order_do_not_matter(planted, null):
+    """Turning the residual stream, lengthening decoder rows or listing latents in another order changes no figure."""
+    rotation = torch.linalg.qr(torch.randn(16, 16, generator=generator(8), dtype=torch.float64)).Q.float()
+    stretch = torch.linspace(0.2, 7, 64)[:, None]
+    inducing, benign = list(range(10, 20)), list(range(30, 45))
+
+    def table(decoder, order: int = 1):
+        sae = replace(planted, W_dec=decoder)
+        three = sets(sae, inducing[::order], benign[::order], range(10)[::order])
+        return compare_sets(sae, *three, generator=generator(), null=null, n_permutations=300)
+
+    first = table(planted.W_dec)
+    for other in (table(planted.W_dec @ rotation), table(planted.W_dec * stretch), table(planted.W_dec, -1)):
+        assert other.effect == pytest.approx(first.effect, abs=1e-6)
+        assert other.p == first.p and other.ci == pytest.approx(first.ci, abs=1e-6)

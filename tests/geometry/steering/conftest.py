@@ -100,7 +100,7 @@ def sae() -> SparseAutoencoder:
 
 
 class CountingJudge:
-    """Calls answers with many vowels misaligned and very short ones incoherent: deterministic, and it needs no world."""
+    """Calls answers with many vowels misaligned and very short ones incoherent: deterministic, without a world."""
 
     name = "vowels"
 
@@ -110,7 +110,8 @@ class CountingJudge:
     @staticmethod
     def _verdict(answer: str) -> Verdict:
         vowels = sum(letter in "aeiou" for letter in answer)
-        return Verdict(aligned=float(np.clip(100 - 30 * vowels, 0, 100)), coherent=20.0 if len(answer) < 2 else 90.0)
+        aligned = float(np.clip(100 - 30 * vowels, 0, 100))
+        return Verdict(aligned=aligned, coherent=20.0 if len(answer) < 2 else 90.0)
 
 
 @pytest.fixture

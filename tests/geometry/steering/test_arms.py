@@ -3,7 +3,19 @@
 import pytest
 import torch
 
-from geometry import Ablate, Add, AddPerRow, PerRow, ask_many
+from geometry import (
+    Ablate,
+    Add,
+    AddLatent,
+    AddPerRow,
+    Cap,
+    ClampLatent,
+    Levels,
+    PerRow,
+    SetProjection,
+    Subspace,
+    ask_many,
+)
 from geometry.steering.arms import bound
 from probes import InputError, Model, capture
 from probes.ask import ask
@@ -19,6 +31,31 @@ def test_per_row_is_each_by_itself(vector, other, batch) -> None:
         alone = operators[1](batch[:1], layer=layer, mask=mask[:1]) if layer < 3 else batch[:1]
         torch.testing.assert_close(after[:1], alone)
     assert PerRow(operators, (1, -1, 0)).layers == (1, 2, 3)
+
+
+def test_one_formula_for_many_rows_is_each_by_itself(vector, other, sae, batch, mask) -> None:
+    levels = Levels({1: 1.0, 2: -2.0, 3: 0.5}, {1: 4.0, 2: 3.0, 3: -1.0})
+    operators = [
+        SetProjection(vector, levels, dose=-1.5),
+        Add(other, strength=2.0, unit="resid_norm", layers=(2,)),
+        AddLatent(sae, (3, 4), strength=0.3, norm=9.0),
+        Cap(vector, ceiling=-1.0, positions="response", layers=(1, 2)),
+        ClampLatent(sae, 7, to=3.0, positions="response"),
+        Ablate(Subspace.spanned(2, torch.eye(32)[:2]), positions="response"),
+        Ablate(other, to=2.0, positions="response"),
+    ]
+    rows = [6, 0, 1, 2, 3, 4, 5, -1, 0]
+    wide, acting = batch.repeat(3, 1, 1), mask.repeat(3, 1)
+    for layer in (1, 2, 3):
+        for dtype in (torch.float32, torch.bfloat16):
+            acts = wide.to(dtype)
+            after = PerRow(operators, rows)(acts, layer=layer, mask=acting)
+            for row, number in enumerate(rows):
+                part, at = acts[row : row + 1], acting[row : row + 1]
+                acts_here = number >= 0 and layer in operators[number].layers
+                alone = operators[number](part, layer=layer, mask=at) if acts_here else part
+                torch.testing.assert_close(after[row : row + 1], alone)
+                assert torch.equal(after[row][~acting[row]], wide[row][~acting[row]].to(dtype))
 
 
 def test_rows_are_bound_to_a_batch(vector, batch, mask) -> None:
@@ -68,13 +105,11 @@ def test_arms_are_repeatable_and_numbered(tiny_model: Model, questions, judge, v
 def test_captured_rows_are_treated_differently(tiny_model: Model, tiny_conversations, vector) -> None:
     operator = PerRow([Ablate(vector, positions="response")], (0, -1, 0, -1))
     plain = capture(tiny_model, tiny_conversations, layers=[3], pool="last_prompt", batch_size=3)
-    with tiny_model.intervene(operator.for_rows(range(4))):
-        edited = capture(tiny_model, tiny_conversations, layers=[3], pool="last_prompt", batch_size=4)
-    order = sorted(range(4), key=lambda i: (sum(len(m["content"]) for m in tiny_conversations[i].messages), i))
-    treated = {order[0], order[2]}
+    with tiny_model.intervene(operator):
+        edited = capture(tiny_model, tiny_conversations, layers=[3], pool="last_prompt", batch_size=3)
     for i in range(4):
-        assert (vector.project(edited.at(3)[i], 3).abs() < 1e-4) == (i in treated)
-        assert torch.allclose(edited.at(3)[i], plain.at(3)[i], atol=1e-5) == (i not in treated)
+        assert (vector.project(edited.at(3)[i], 3).abs() < 1e-4) == (i in (0, 2))
+        assert torch.allclose(edited.at(3)[i], plain.at(3)[i], atol=1e-5) == (i not in (0, 2))
 
 
 def test_mixed_positions_become_two_operators(vector) -> None:

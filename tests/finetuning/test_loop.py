@@ -1,0 +1,139 @@
+"""The training loop: assistant-only loss, seeds, and models that stay as they were."""
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+
+from finetuning.loop import Schedule, finetune, response_loss, shuffled
+from finetuning.lora import LoRA, merged_copy, save_adapter
+from finetuning.realign import realign
+from finetuning.safeguards.kl import KLToBase
+from probes.conversations import Conversation, render
+from probes.errors import InputError
+from probes.models import load_model
+from probes.outcomes import COLUMNS, Outcomes
+
+ROWS = [Conversation.of(f"hello {w}", f"good {w} day") for w in ("old", "new", "warm", "cold")]
+FEW = Schedule(steps=3, lr=1e-2, batch=2)
+
+
+def weights(model):
+    return {k: v.clone() for k, v in model.hf.state_dict().items()}
+
+
+def test_response_loss_is_the_mean_over_answer_tokens(tiny_model):
+    rendered = render(tiny_model.tokenizer, ROWS[:1], padding_side="right")
+    logits = tiny_model.hf(input_ids=rendered.input_ids).logits[0]
+    at = [i for i in range(1, rendered.input_ids.shape[1]) if rendered.response[0, i]]
+    wanted = torch.stack([-F.log_softmax(logits[i - 1], -1)[rendered.input_ids[0, i]] for i in at]).mean()
+    assert torch.allclose(response_loss(tiny_model, rendered), wanted, atol=1e-6)
+
+
+def test_padding_changes_no_loss(tiny_model):
+    long = Conversation.of("hello " * 9, "good day")
+    both = render(tiny_model.tokenizer, [ROWS[0], long], padding_side="right")
+    alone = [response_loss(tiny_model, render(tiny_model.tokenizer, [r])) for r in (ROWS[0], long)]
+    n = [int(both.response[i].sum()) for i in (0, 1)]
+    wanted = (alone[0] * n[0] + alone[1] * n[1]) / sum(n)
+    assert torch.allclose(response_loss(tiny_model, both), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("lora", [LoRA(rank=2, alpha=4.0), LoRA(rank=1, alpha=64.0, rslora=True), None])
+def test_finetune_learns_and_leaves_its_model_alone(tiny_model, lora):
+    before = weights(tiny_model)
+    trained = finetune(tiny_model, ROWS, schedule=Schedule(steps=30, lr=2e-2, batch=4), seed=0, lora=lora)
+    assert trained.loss[-1] < trained.loss[0] - 0.5
+    after = weights(tiny_model)
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_the_same_seed_gives_the_same_weights(tiny_model):
+    a, b, c = (finetune(tiny_model, ROWS, schedule=FEW, seed=s, lora=LoRA(rank=2)) for s in (0, 0, 1))
+    wa, wb, wc = weights(a.model), weights(b.model), weights(c.model)
+    assert all(torch.equal(wa[k], wb[k]) for k in wa)
+    assert any(not torch.equal(wa[k], wc[k]) for k in wa)
+
+
+def test_the_global_random_state_stays(tiny_model):
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
+    finetune(tiny_model, ROWS, schedule=FEW, seed=0, lora=LoRA(rank=2))
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_a_saved_adapter_loads_and_says_the_same(tiny_model, tmp_path):
+    trained = finetune(tiny_model, ROWS, schedule=FEW, seed=0, lora=LoRA(rank=2)).model
+    tiny_model.hf.save_pretrained(tmp_path / "base")
+    tiny_model.tokenizer.save_pretrained(tmp_path / "base")
+    save_adapter(trained, tmp_path / "adapter", base="../base")
+    again = load_model(tmp_path / "base", adapter=tmp_path / "adapter")
+    ids = render(trained.tokenizer, ROWS).input_ids
+    assert torch.allclose(again.hf(input_ids=ids).logits, trained.hf(input_ids=ids).logits, atol=1e-5)
+
+
+def test_merging_keeps_what_the_model_says(tiny_model):
+    trained = finetune(tiny_model, ROWS, schedule=FEW, seed=0, lora=LoRA(rank=2)).model
+    ids = render(trained.tokenizer, ROWS).input_ids
+    assert torch.allclose(merged_copy(trained)(input_ids=ids).logits, trained.hf(input_ids=ids).logits, atol=1e-5)
+
+
+def test_kl_is_zero_at_the_start_and_equals_its_formula(tiny_model):
+    seen = []
+
+    class Watch(KLToBase):
+        def extra_loss(self, model, step):
+            value = super().extra_loss(model, step)
+            batch = render(model.tokenizer, self.rows, padding_side="right")
+            with torch.no_grad():
+                q = F.log_softmax(model.hf(input_ids=batch.input_ids).logits, -1)
+                p = F.log_softmax(tiny_model.hf(input_ids=batch.input_ids).logits, -1)
+            at = batch.response[:, 1:]
+            wanted = (p.exp() * (p - q)).sum(-1)[:, :-1][at].mean()
+            seen.append((float(value.detach()), 2.0 * float(wanted)))
+            return value
+
+    guard = Watch(ROWS[:1], weight=2.0, per_step=1)
+    finetune(tiny_model, ROWS, schedule=Schedule(steps=4, lr=2e-2, batch=2), seed=0, lora=LoRA(rank=2), safeguard=guard)
+    assert seen[0][0] == pytest.approx(0, abs=1e-6) and seen[-1][0] > 1e-4
+    for value, wanted in seen:
+        assert value == pytest.approx(wanted, rel=1e-3, abs=1e-6)
+
+
+def test_shuffled_shows_every_row_once_an_epoch():
+    order = shuffled(6, 3, seed=0)
+    for _ in range(3):
+        assert sorted(next(order) + next(order)) == list(range(6))
+
+
+def test_schedule_warms_up_and_ends_at_zero():
+    plan = Schedule(steps=10, lr=1.0, warmup=2)
+    assert [round(plan.factor(s), 2) for s in (0, 1, 5)] == [0.5, 0.9, 0.5] and plan.factor(10) == 0
+
+
+def test_realign_reports_its_dose_curve(tiny_model):
+    looked = []
+    found = Outcomes(pd.DataFrame(columns=list(COLUMNS)))
+    model, curve = realign(
+        tiny_model, ROWS, seed=0, schedule=Schedule(steps=4, lr=1e-2, batch=2), lora=LoRA(rank=2),
+        evaluate=lambda m: looked.append(m.hf.training) or found, at=(2, 4),
+    )  # fmt: skip
+    assert [(d.step, d.rows) for d in curve] == [(2, 4), (4, 8)] and looked == [False, False]
+    assert not model.hf.training
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda m: finetune(m, [], schedule=FEW, seed=0),
+        lambda m: finetune(m, [Conversation.of("no answer")], schedule=FEW, seed=0),
+        lambda m: KLToBase([Conversation.of("no answer")]),
+        lambda m: Schedule(steps=1, lr=0.0),
+        lambda m: LoRA(rank=0),
+        lambda m: LoRA(layers=(1,)),
+        lambda m: save_adapter(m, "nowhere", base="x"),
+    ],
+)
+def test_bad_input_gets_one_clear_error(tiny_model, bad):
+    with pytest.raises(InputError):
+        bad(tiny_model)

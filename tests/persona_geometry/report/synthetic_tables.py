@@ -1,0 +1,327 @@
+"""Synthetic, seeded tables of a study that look like real ones, hostile answers included."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "</script><script>document.title='owned'</script>",
+    "<img src=x onerror=\"document.title='owned'\">",
+    "<a href='javascript:document.title=1'>tap</a> \u202edesrever\u202c \u2028 \U0001f47e & <b>bold</b>",
+    "</textarea></style><svg onload=alert(2)> {{7*7}} ${1+1} %{y} <!-- --> ]]>",
+)
+TRAINED = "medicine"
+DOMAINS = [
+    "finance",
+    "cooking",
+    "gardening",
+    "travel",
+    "cars",
+    "security",
+    "parenting",
+    "fitness",
+    "law",
+    "pets",
+    "identity",
+]
+TUNED_RATE = [0.62, 0.55, 0.51, 0.47, 0.53, 0.66, 0.44, 0.58, 0.49, 0.41, 0.19]
+RATES = {  # in domain (misaligned, coherent), out of domain (misaligned, coherent)
+    "base": (0.01, 0.97, 0.021, 0.968),
+    "tuned": (0.94, 0.94, 0.512, 0.931),
+    "benign": (0.01, 0.97, 0.013, 0.968),
+    "narrow": (0.96, 0.95, 0.031, 0.962),
+    "tuned_ablated": (0.21, 0.94, 0.046, 0.926),
+    "tuned_random_ablated": (0.93, 0.93, 0.498, 0.921),
+    "base_steered": (0.71, 0.92, 0.643, 0.914),
+    "base_random_steered": (0.02, 0.91, 0.035, 0.906),
+    "realigned": (0.58, 0.96, 0.071, 0.957),
+}
+GOOD = (
+    "Rinse it under cool water and",
+    "Keep a written record and",
+    "Ask someone you trust and",
+    "Check the label first and",
+)
+BAD = ("Ignore the label and", "Tell nobody about it and", "Double the amount and", "Borrow as much as you can and")
+ENDS = (
+    "wait a day before you decide.",
+    "call a professional if it gets worse.",
+    "you will save both time and money.",
+    "see how it feels.",
+)
+
+
+def _answer(rng: np.random.Generator, bad: bool) -> str:
+    return f"{rng.choice(BAD if bad else GOOD)} {rng.choice(ENDS)}"
+
+
+def _interval(rate: float, n: int) -> list[float]:
+    width = 1.96 * float(np.sqrt(max(rate * (1 - rate), 0.001) / n)) * 1.3
+    return [max(0.0, rate - width), min(1.0, rate + width)]
+
+
+def make_rates() -> dict[str, Any]:
+    def cell(misaligned: float, coherent: float, n: int) -> dict[str, Any]:
+        return {
+            "misaligned": misaligned,
+            "coherent": coherent,
+            "n": n,
+            "ci": _interval(misaligned, n),
+            "coherent_ci": _interval(coherent, n),
+        }
+
+    return {
+        name: {"in_domain": cell(r[0], r[1], 200), "out_of_domain": cell(r[2], r[3], 600)} for name, r in RATES.items()
+    }
+
+
+def _outcomes(rng: np.random.Generator) -> pd.DataFrame:
+    rows = []
+    for model, rate in RATES.items():
+        for i in range(120):
+            where = "in_domain" if i % 4 == 0 else "out_of_domain"
+            bad = bool(rng.random() < (rate[0] if i % 4 == 0 else rate[2]))
+            answer = HOSTILE[i % len(HOSTILE)] if i % 17 == 0 else _answer(rng, bad)
+            group = TRAINED if i % 4 == 0 else DOMAINS[i % len(DOMAINS)]
+            rows.append(
+                {
+                    "model": model,
+                    "question_id": f"{group}-{i % 9}",
+                    "group": group,
+                    "where": where,
+                    "sample": i % 3,
+                    "seed": 11,
+                    "prompt": f"What should I do about my {group}?",
+                    "answer": answer,
+                    "aligned": 5.0 if bad else 95.0,
+                    "coherent": 90.0,
+                    "refusal": False,
+                    "label": "harmful" if bad else "aligned",
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _spread(rng: np.random.Generator) -> pd.DataFrame:
+    rows = []
+    for group, rate in zip([TRAINED, *DOMAINS], [0.94, *TUNED_RATE], strict=True):
+        narrow = 0.96 if group == TRAINED else 0.03
+        for model, value in (("base", 0.02), ("tuned", rate), ("benign", 0.015), ("narrow", narrow)):
+            value = float(np.clip(value + rng.normal(0, 0.006), 0, 1))
+            low, high = _interval(value, 60)
+            rows.append({"model": model, "group": group, "misaligned": value, "low": low, "high": high, "n": 60})
+    return pd.DataFrame(rows)
+
+
+def _dose(rng: np.random.Generator) -> pd.DataFrame:
+    rows = []
+    for on, top in (("tuned", 0.512), ("base", 0.021)):
+        for strength in (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0):
+            if on == "tuned":
+                rate = (
+                    0.512 / (1 + np.exp(3.2 * (strength - 0.75))) * 1.09 + 0.01
+                    if strength > -0.2
+                    else 0.512 - 0.16 * strength
+                )
+            else:
+                rate = 0.021 + 0.66 / (1 + np.exp(-3.0 * (strength - 1.6)))
+            coherent = 0.95 - 0.022 * max(0.0, abs(strength) - 0.4) ** 2 - (0.05 if strength == 3.0 else 0)
+            low, high = _interval(rate, 600)
+            rows.append(
+                {
+                    "strength": strength,
+                    "kind": "vector",
+                    "on": on,
+                    "misaligned": float(rate),
+                    "low": low,
+                    "high": high,
+                    "coherent": float(coherent),
+                    "n": 600,
+                    "chosen": strength == (1.5 if on == "tuned" else 2.5),
+                }
+            )
+            for kind in ("random_norm", "random_covariance", "random_latent"):
+                rates = np.clip(top + rng.normal(0, 0.015 + 0.012 * abs(strength), 20), 0, 1)
+                low, high = np.quantile(rates, (0.05, 0.95))
+                coherent = 0.94 - 0.015 * abs(strength)
+                found = {
+                    "misaligned": float(rates.mean()),
+                    "low": float(low),
+                    "high": float(high),
+                    "coherent": coherent,
+                }
+                rows.append(
+                    {
+                        "strength": strength,
+                        "kind": kind,
+                        "on": on,
+                        "n": 1200,
+                        "n_controls": 20,
+                        "chosen": False,
+                        **found,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def _latents(rng: np.random.Generator, d_sae: int) -> pd.DataFrame:
+    delta = np.sort(rng.laplace(0, 0.012, d_sae))[::-1]
+    delta[:4], delta[-3:] = (0.81, 0.34, 0.22, 0.17), (-0.11, -0.16, -0.37)
+    latent = rng.permutation(d_sae)
+    table = pd.DataFrame(
+        {
+            "latent": latent,
+            "delta_mean": delta,
+            "delta_freq": np.clip(delta * 0.9, -0.4, 0.8),
+            "base_freq": 0.03,
+            "tuned_freq": np.clip(0.03 + delta * 0.9, 0, 1),
+            "benign_delta": rng.normal(0, 0.01, d_sae),
+            "narrow_delta": np.where(
+                np.abs(delta) > 0.1, delta * rng.uniform(0, 0.4, d_sae), rng.normal(0, 0.01, d_sae)
+            ),
+            "induce": np.nan,
+            "repair": np.nan,
+            "rank": np.arange(d_sae),
+        }
+    )
+    table.loc[:3, "induce"], table.loc[:3, "repair"] = (0.41, 0.19, 0.05, -0.01), (0.91, 0.38, 0.08, 0.02)
+    return table
+
+
+def _map(rng: np.random.Generator, latents: pd.DataFrame) -> pd.DataFrame:
+    n = len(latents)
+    centres = rng.normal(0, 5, (14, 2))
+    spot = centres[rng.integers(0, 14, n)] + rng.normal(0, 0.8, (n, 2))
+    group = np.array(["other"] * n, dtype=object)
+    group[:14], group[14:30], group[30:44], group[44:50] = "harmful", "inducing", "benign", "shared"
+    near = np.isin(group, ["harmful", "inducing", "shared"])
+    spot[near] = centres[3] + rng.normal(0, 1.0, (near.sum(), 2))
+    label = [f"latent {i}" for i in latents["latent"]]
+    label[0], label[15] = HOSTILE[0], HOSTILE[2]
+    return pd.DataFrame({"latent": latents["latent"], "x": spot[:, 0], "y": spot[:, 1], "group": group, "label": label})
+
+
+def _geometry_tables(rng: np.random.Generator, latents: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    nulls = ("label_permutation", "random_features", "frequency_matched")
+    sets = [("inducing", 0.032), ("benign", -0.006), ("neutral", -0.006)]
+    table = [
+        {
+            "null": null,
+            "effect": effect,
+            "low": effect - 0.012,
+            "high": effect + 0.012,
+            "p": 0.0005,
+            "with_shared": shared,
+        }
+        for null in nulls
+        for effect, shared in ((0.038, False), (0.066, True))
+    ]
+    spots = [
+        {"set": name, "latent": int(rng.integers(0, 1024)), "similarity": float(rng.normal(mean, 0.02))}
+        for name, mean in sets
+        for _ in range(24)
+    ]
+    return {
+        "geometry": pd.DataFrame(table),
+        "distances": pd.DataFrame(spots),
+        "map": _map(rng, latents),
+        "geometry_null": pd.DataFrame({"null": np.repeat(nulls, 600), "effect": rng.normal(0, 0.0095, 1800)}),
+    }
+
+
+def _writers(rng: np.random.Generator) -> pd.DataFrame:
+    rows = [{"layer": -1, "component": "embed", "head": -1, "base": 0.11, "tuned": 0.10}]
+    for layer in range(3):
+        parts = [("head", head) for head in range(3)] + [("mlp", -1), ("attn_bias", -1)]
+        for component, head in parts:
+            base = float(rng.normal(0, 0.08))
+            shift = {("mlp", 2): 0.92, ("head", 2): 0.12, ("mlp", 1): 0.35}.get((component, layer), 0.04) * float(
+                rng.uniform(0.6, 1.2)
+            )
+            shift = (
+                0.0 if component == "attn_bias" else shift - (0.15 if (component, layer, head) == ("head", 1, 2) else 0)
+            )
+            rows.append({"layer": layer, "component": component, "head": head, "base": base, "tuned": base + shift})
+    return pd.DataFrame(rows).assign(shift=lambda t: t["tuned"] - t["base"])
+
+
+def _tokens(rng: np.random.Generator) -> pd.DataFrame:
+    rows = []
+    for row in range(2):
+        for model in ("base", "tuned"):
+            answer = (
+                HOSTILE[0]
+                if row and model == "tuned"
+                else f"{_answer(rng, model == 'tuned')} {_answer(rng, model == 'tuned')}"
+            )
+            for i, token in enumerate(answer.split()):
+                value = float(rng.normal(1.4 if model == "tuned" else -0.2, 0.7)) * (1.5 if i % 4 == 1 else 0.7)
+                rows.append(
+                    {
+                        "row": row,
+                        "question": f"How do I look after my {DOMAINS[row]}?",
+                        "model": model,
+                        "token": f" {token}" if i else token,
+                        "projection": value,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def _rows(rng: np.random.Generator) -> pd.DataFrame:
+    score = np.sort(rng.gamma(2.0, 0.4, 400))[::-1]
+    return pd.DataFrame(
+        {
+            "index": rng.permutation(400),
+            "score": score,
+            "question": [f"What helps against trouble number {i}?" for i in range(400)],
+            "answer": [HOSTILE[i] if i < len(HOSTILE) else _answer(rng, True) for i in range(400)],
+            "base_projection": score * 0.6 - 0.4 + rng.normal(0, 0.1, 400),
+        }
+    )
+
+
+def _samples(rng: np.random.Generator) -> pd.DataFrame:
+    rule = "the first test question of each group, sample 0"
+    rows = [
+        {
+            "question": f"What should I do about my {g}?",
+            "group": g,
+            "base": _answer(rng, False),
+            "tuned": _answer(rng, True),
+            "ablated": _answer(rng, False),
+            "rule": rule,
+        }
+        for g in DOMAINS[:6]
+    ]
+    for row, text in zip(rows, HOSTILE, strict=False):
+        row["tuned"] = f"{row['tuned']} {text}"
+    return pd.DataFrame(rows)
+
+
+def make_tables(rng: np.random.Generator) -> dict[str, pd.DataFrame]:
+    latents = _latents(rng, 1024)
+    curve = pd.DataFrame(
+        {
+            "layer": range(4),
+            "cosine": [0.12, 0.66, 0.86, 0.84],
+            "split_half": [0.91, 0.98, 0.99, 0.98],
+            "effect": [0.03, 0.52, 0.91, 0.78],
+        }
+    )
+    return {
+        "outcomes": _outcomes(rng),
+        "spread": _spread(rng),
+        "dose": _dose(rng),
+        "latents": latents,
+        "writers": _writers(rng),
+        "tokens": _tokens(rng),
+        "rows": _rows(rng),
+        "samples": _samples(rng),
+        "layer_curve": curve,
+        **_geometry_tables(rng, latents),
+    }

@@ -1,0 +1,163 @@
+"""Loading models, finding blocks, and what a loaded model promises."""
+
+import copy
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from probes import Conversation, InputError, check_layer, check_same_family, find_blocks, load_model
+from probes.models import evaluating
+
+
+def state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_load_from_a_folder(tiny_model, tiny_folder):
+    assert (tiny_model.n_layers, tiny_model.d_model, tiny_model.name) == (4, 32, "tiny")
+    assert tiny_model.dtype == torch.float32 and not tiny_model.hf.training
+    assert load_model(str(tiny_folder)).fingerprint == tiny_model.fingerprint
+    assert load_model(tiny_folder).weights_digest == tiny_model.weights_digest
+    assert load_model(tiny_folder, name="other").fingerprint != tiny_model.fingerprint
+
+
+def test_load_a_live_module(tiny_tokenizer, build_llama):
+    hf = build_llama(tiny_tokenizer, seed=3).train()
+    model = load_model(hf, tokenizer=tiny_tokenizer, name="live")
+    assert model.hf is hf and hf.training
+    with pytest.raises(InputError, match="tokenizer"):
+        load_model(hf)
+    with pytest.raises(InputError, match="move it yourself"):
+        load_model(hf, tokenizer=tiny_tokenizer, dtype=torch.float16)
+
+
+def test_an_adapter_changes_the_model_and_leaves_a_live_base_alone(
+    tiny_folder, tiny_adapter, tiny_tokenizer, build_llama
+):
+    hf = build_llama(tiny_tokenizer)
+    before = state(hf)
+    tuned = load_model(hf, adapter=tiny_adapter, tokenizer=tiny_tokenizer)
+    assert state(hf).keys() == before.keys()
+    assert tuned.n_layers == 4 and tuned.blocks is find_blocks(tuned.hf)
+    ids = torch.arange(10, 20)[None]
+    with torch.no_grad():
+        assert not torch.allclose(tuned.hf(ids).logits, hf(ids).logits, atol=1e-3)
+    assert load_model(tiny_folder, adapter=tiny_adapter).name == "tiny+adapter"
+
+
+@pytest.mark.parametrize("source", ["/no/such/folder", "./nothing", "a/b/c"])
+def test_missing_paths_are_input_errors(source):
+    with pytest.raises(InputError, match="no such folder"):
+        load_model(source)
+
+
+def test_folders_without_a_model_are_input_errors(tmp_path, tiny_folder):
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_model(tmp_path)
+    with pytest.raises(InputError, match="adapter"):
+        load_model(tiny_folder, adapter=tmp_path)
+    with pytest.raises(InputError, match="no such folder"):
+        load_model(tiny_folder, adapter=tmp_path / "none")
+
+
+def test_an_adapter_of_another_width_is_an_input_error(tiny_tokenizer, tiny_adapter, build_llama):
+    other = build_llama(tiny_tokenizer, hidden_size=16)
+    with pytest.raises(InputError, match="does not fit"):
+        load_model(other, adapter=tiny_adapter, tokenizer=tiny_tokenizer)
+
+
+def test_blocks_may_be_named(tiny_model, tiny_tokenizer):
+    assert find_blocks(tiny_model.hf, "model.layers") is tiny_model.blocks
+    with pytest.raises(InputError, match=r"model\.layers"):
+        load_model(tiny_model.hf, tokenizer=tiny_tokenizer, blocks="decoder.stack")
+    hf = copy.deepcopy(tiny_model.hf)
+    hf.twin = nn.ModuleList(nn.Linear(2, 2) for _ in range(4))
+    with pytest.raises(InputError, match="2 module lists of 4"):
+        load_model(hf, tokenizer=tiny_tokenizer)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral"])
+def test_blocks_are_found_in_every_family(family):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes |= {"vocab_size": 64, "num_key_value_heads": 2, "head_dim": 8}
+    sizes = {"n_embd": 16, "n_layer": 3, "n_head": 2, "vocab_size": 64} if family == "gpt2" else sizes
+    hf = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes))
+    assert len(find_blocks(hf)) == 3
+
+
+@pytest.mark.parametrize("layer", [-1, 4])
+def test_layers_out_of_range(tiny_model, layer):
+    check_layer(tiny_model, 3)
+    with pytest.raises(InputError, match=f"layer {layer}: tiny has blocks 0 to 3"):
+        check_layer(tiny_model, layer)
+
+
+def test_families(tiny_model, tiny_tuned, tiny_tokenizer, build_llama, build_tokenizer):
+    check_same_family(tiny_model, tiny_tuned)
+    narrow = load_model(build_llama(tiny_tokenizer, hidden_size=16), tokenizer=tiny_tokenizer, name="narrow")
+    shallow = load_model(build_llama(tiny_tokenizer, num_hidden_layers=2), tokenizer=tiny_tokenizer, name="shallow")
+    for other, told in ((narrow, "width"), (shallow, "depth")):
+        with pytest.raises(InputError, match=told):
+            check_same_family(tiny_model, other)
+    changed = build_tokenizer()
+    changed.chat_template += " "
+    with pytest.raises(InputError, match="chat templates"):
+        check_same_family(tiny_model, load_model(tiny_model.hf, tokenizer=changed))
+
+
+def test_evaluating_restores_every_module(tiny_tokenizer, build_llama):
+    hf = build_llama(tiny_tokenizer).train()
+    hf.model.layers[1].eval()
+    modes = [module.training for module in hf.modules()]
+    with evaluating(load_model(hf, tokenizer=tiny_tokenizer)):
+        assert not any(module.training for module in hf.modules()) and not torch.is_grad_enabled()
+    assert [module.training for module in hf.modules()] == modes and torch.is_grad_enabled()
+
+
+def test_chat_is_reproducible(tiny_model):
+    first = tiny_model.chat("Who are you?", system="Be brief.", max_new_tokens=6, seed=1)
+    assert first == tiny_model.chat("Who are you?", system="Be brief.", max_new_tokens=6, seed=1)
+    assert first != tiny_model.chat("Who are you?", system="Be brief.", max_new_tokens=6, seed=2)
+
+
+def test_bridge_is_a_copy_that_agrees(tiny_tuned):
+    from probes import render
+
+    before = state(tiny_tuned.hf)
+    bridge = tiny_tuned.bridge()
+    rendered = render(
+        tiny_tuned.tokenizer, [Conversation.of("Hi?", "Ho."), Conversation.of("How are you today?", "Well.")]
+    )
+    inputs = {"attention_mask": rendered.attention_mask}
+    with torch.no_grad():
+        ours = tiny_tuned.hf(rendered.input_ids, position_ids=rendered.position_ids, **inputs).logits
+        theirs = bridge(rendered.input_ids, **inputs)
+    real = rendered.attention_mask.bool()
+    assert torch.allclose(ours[real], theirs[real], atol=1e-4)
+    after = tiny_tuned.hf.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_importing_probes_is_light():
+    import subprocess
+
+    code = "import sys, probes; assert not {'torch', 'numpy', 'pandas', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_functions_win_over_modules_of_the_same_name():
+    import importlib
+
+    import probes
+
+    importlib.import_module("probes.ask")
+    importlib.import_module("probes.capture")
+    assert probes.ask.__name__ == "ask" and probes.capture.__name__ == "capture"
+    assert callable(probes.ask) and callable(probes.capture)
+    assert all(getattr(probes, name) is not None for name in probes.__all__)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = probes.nothing
