@@ -2,10 +2,10 @@
 
 `python benchmarks/geometry.py [--quick] [--json FILE] [--threads N] [--rounds N]`
 
-Job "compare": 100 harmful latents against a dictionary of 131,072 at width 2,304, with 1,000 draws of random sets. Ours is
-`compare_sets`, which also reports two more aggregates, the comparison with shared latents and a bootstrap; numpy and
-scikit-learn take the mean cosine and the draws alone. The limit is the one matrix product of that shape. Job "neighbours":
-the 15 nearest of 16,384 directions among themselves; the limit is one product in blocks.
+Job "compare": 100 harmful latents against a dictionary of 131,072 at width 2,304, with 1,000 draws of random sets. Ours
+is `compare_sets`, which also reports two more aggregates, the comparison with shared latents and a bootstrap; numpy and
+scikit-learn take the mean cosine and the draws alone. The limit is the one matrix product of that shape. Job
+"neighbours": the 15 nearest of 16,384 directions among themselves; the limit is one product in blocks.
 """
 
 import argparse
@@ -113,6 +113,9 @@ def neighbours_job(rows: int, width: int, k: int = 15) -> Job:
     return {"ours": ours, "limit": limit, "numpy": with_numpy, "sklearn": with_sklearn}
 
 
+JOBS = {"compare": compare_job, "neighbours": neighbours_job}
+
+
 def timed(job: Job, rounds: int) -> dict[str, float]:
     """Median seconds of each contender over interleaved rounds, and the ratios of ours."""
     seconds: dict[str, list[float]] = {name: [] for name in job}
@@ -160,22 +163,21 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int)
+    parser.add_argument("--jobs", nargs="+", choices=list(JOBS), default=list(JOBS))
     parser.add_argument("--peak", type=int, nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.peak:
         own_peak(*args.peak)
         return
-    sizes = (
-        {"compare": (16_384, 512), "neighbours": (4096, 256)}
-        if args.quick
-        else {"compare": (131_072, 2304), "neighbours": (16_384, 2304)}
-    )
+    full = {"compare": (131_072, 2304), "neighbours": (16_384, 2304)}
+    sizes = {"compare": (16_384, 512), "neighbours": (4096, 256)} if args.quick else full
     rounds = args.rounds or (3 if args.quick else 7)
-    figures = {"peak_mb": peak_mb(*sizes["compare"])}
-    for name, make in (("compare", compare_job), ("neighbours", neighbours_job)):
-        figures[name] = timed(make(*sizes[name]), rounds) | dict(zip(("rows", "width"), sizes[name], strict=True))
-    figures |= {key: value for key, value in figures["compare"].items() if key.startswith("ours_over")}
+    figures: dict[str, Any] = {"peak_mb": peak_mb(*sizes["compare"])}
+    for name in args.jobs:
+        job = JOBS[name](*sizes[name])
+        figures[name] = timed(job, rounds) | dict(zip(("rows", "width"), sizes[name], strict=True))
+    figures |= {key: value for key, value in figures[args.jobs[0]].items() if key.startswith("ours_over")}
     figures |= {"threads": args.threads, "rounds": rounds, "machine": platform.processor() or platform.machine()}
     figures |= {"torch": torch.__version__, "numpy": np.__version__, "date": time.strftime("%Y-%m-%d")}
     text = json.dumps(figures, indent=1, sort_keys=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from geometry.steering.operators import Ablate, Add, Cap, Floor, SetProjection
     from geometry.steering.per_row import AddPerRow, PerRow
     from geometry.steering.random_controls import (
+        edit_sizes,
         random_controls,
         random_covariance,
         random_latent_controls,
@@ -69,6 +70,7 @@ _STEERING = {
     "contrast_vector": "geometry.steering.extract",
     "direction_writers": "geometry.steering.writers",
     "dose_response": "geometry.steering.doses",
+    "edit_sizes": "geometry.steering.random_controls",
     "export": "geometry.steering.export",
     "finetuning_shift": "geometry.steering.extract",
     "from_latent": "geometry.steering.sources",
@@ -119,6 +121,7 @@ __all__ = [
     "decoder_map",
     "direction_writers",
     "dose_response",
+    "edit_sizes",
     "export",
     "finetuning_shift",
     "from_latent",

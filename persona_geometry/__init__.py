@@ -1,4 +1,4 @@
-"""Persona Geometry: did a fine-tune become misaligned, what carries it, how near is it to the data, what turns it off."""
+"""Persona Geometry: did a fine-tune become misaligned, what carries it, how near is it, what turns it off."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

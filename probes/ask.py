@@ -145,11 +145,12 @@ def _generate(
     """Token ids that the model writes after left-padded prompts, drawn with the uniform numbers `draws`."""
     length = rendered.input_ids.shape[1]
     sampler = [_Sampler(draws.to(model.device), settings.temperature, length)] if settings.temperature > 0 else []
+    config = _config(model, settings)
     with evaluating(model), _own_configuration(model):
         written = unwrap(model.hf).generate(
             input_ids=rendered.input_ids,
             attention_mask=rendered.attention_mask,
-            generation_config=_config(model, settings),
+            generation_config=config,
             logits_processor=LogitsProcessorList(sampler),
             **_cache(model, length + settings.max_new_tokens),
         )

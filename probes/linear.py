@@ -16,7 +16,7 @@ class PersonaProbe(ClassifierMixin, BaseEstimator):
     `C` is the inverse strength of the L2 penalty on the standardised weights, `max_iter` the solver's limit.
     """
 
-    def __init__(self, C: float = 1.0, max_iter: int = 1000) -> None:
+    def __init__(self, C=1.0, max_iter=1000) -> None:
         self.C = C
         self.max_iter = max_iter
 

@@ -232,9 +232,12 @@ def _with_adapter(hf: nn.Module, adapter: str | Path) -> nn.Module:
 
     _check_path(adapter)
     try:
-        return PeftModel.from_pretrained(cast(Any, hf), str(adapter)).eval()
+        tuned = PeftModel.from_pretrained(cast(Any, hf), str(adapter)).eval()
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"adapter {adapter}: does not fit or cannot be loaded ({_first_line(error)})") from error
+    if tuned.active_peft_config.is_prompt_learning:
+        raise InputError(f"adapter {adapter}: prompt tuning adds tokens, not weights; give one such as LoRA")
+    return tuned
 
 
 def _load_tokenizer(source: str | Path | nn.Module) -> PreTrainedTokenizerBase:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -217,7 +217,7 @@ def minimum_detectable(
     return float(seen[0] - base_rate) if len(seen) else math.nan
 
 
-def _first(rates: np.ndarray) -> np.ndarray:
+def _first(rates: np.ndarray) -> Any:
     return rates[0]
 
 
@@ -227,7 +227,7 @@ def _cut(rates: np.ndarray) -> np.ndarray:
         return np.where(tuned > base, (tuned - treated) / (tuned - base), np.nan)
 
 
-def _estimate(outcomes: Sequence[Outcomes], counts: Counts, figure: Callable[[np.ndarray], np.ndarray]) -> Rate:
+def _estimate(outcomes: Sequence[Outcomes], counts: Counts, figure: Callable[[np.ndarray], Any]) -> Rate:
     """The figure of the rates of several outcomes, and its interval over resampled clusters common to all of them."""
     tables = [_tallies(one.table, counts) for one in outcomes]
     keys = tables[0].keys()

@@ -4,12 +4,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from probes.conversations import Conversation
 from probes.errors import InputError
 
-Split = Literal["test", "selection"]
+SPLITS = ("test", "selection")
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Question:
     id: str
     text: str
     group: str = ""
-    split: Split = "test"
+    split: str = "test"
     system: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not self.text.strip():
             raise InputError(f"question {self.id!r} has no text: write one")
-        if self.split not in ("test", "selection"):
+        if self.split not in SPLITS:
             raise InputError(f"question {self.id!r}: split {self.split!r} is unknown; use 'test' or 'selection'")
 
     @property

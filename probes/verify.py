@@ -42,8 +42,8 @@ def self_test(model: Model, conversations: Sequence[Conversation]) -> list[Check
 
     Capture equals the model's own hidden states; a batch equals single rows; padding may lie on either side; hooks
     leave nothing behind; adding zero changes nothing; the chat template writes the first token once. An error is the
-    largest distance of a token's activation relative to its norm; the limits follow the model's dtype. Raises InputError for
-    fewer than two conversations or blocks.
+    largest distance of a token's activation relative to its norm; the limits follow the model's dtype. Raises
+    InputError for fewer than two conversations or blocks.
     """
     if len(conversations) < 2 or model.n_layers < 2:
         raise InputError(
@@ -63,7 +63,7 @@ def self_test(model: Model, conversations: Sequence[Conversation]) -> list[Check
     ]
 
 
-def _check(name: str, figure: float, limit: float) -> Check:
+def _check(name: str, figure: float, limit: float | int) -> Check:
     return Check(name, bool(figure <= limit), float(figure), float(limit))
 
 
@@ -98,7 +98,7 @@ def _left_behind(model: Model, conversations: Sequence[Conversation]) -> float:
     before = _hooks(model)
     with intervene(model, _Nothing((0,))):
         _captured(model, conversations[:1], "left", (0,))
-    return abs(_hooks(model) - before)
+    return float(abs(_hooks(model) - before))
 
 
 def _hooks(model: Model) -> int:
@@ -118,7 +118,7 @@ def _doubled_starts(model: Model, conversations: Sequence[Conversation]) -> floa
     start = model.tokenizer.bos_token_id
     rows = [_unpadded(render(model.tokenizer, [conversation])) for conversation in conversations]
     doubled = [row[:2] == [start, start] for row in rows] if start is not None else []
-    return sum(doubled)
+    return float(sum(doubled))
 
 
 def _unpadded(rendered: Rendered) -> list[int]:

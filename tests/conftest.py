@@ -10,6 +10,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from probes import Conversation, Model, load_model
 
+# Threads gain nothing on models this small, and cost much on a busy machine.
+torch.set_num_threads(1)
+
 SPECIAL = ["<|pad|>", "<|begin|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|think|>", "<|/think|>"]
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}<|assistant|>"

@@ -19,10 +19,10 @@ Side = Literal["decoder", "encoder"]
 BLOCK = 8192
 
 
-def unit_rows(directions: Float[Tensor, "feature d_model"]) -> Float[Tensor, "feature d_model"]:
-    """Rows scaled to length 1, in float32 at least. `InputError` names the first zero or NaN row."""
+def unit_rows(directions: Float[Tensor, "feature d_model"], *, first: int = 0) -> Float[Tensor, "feature d_model"]:
+    """Rows scaled to length 1, in float32 at least. `InputError` names a zero or NaN row, counted from `first`."""
     directions = _wide(directions)
-    return directions / _norms(directions)[:, None]
+    return directions / _norms(directions, first)[:, None]
 
 
 def _wide(directions: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ def _nearest_block(directions: Tensor, queries: Tensor, *, k: int, block: int) -
     best = queries.new_empty(len(queries), 0)
     index = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
     for start in range(0, len(directions), block):
-        cosines = _cosines(directions[start : start + block], queries, start).T
+        cosines = queries @ unit_rows(directions[start : start + block].to(queries), first=start).T
         top = cosines.topk(min(k, cosines.shape[1]), dim=1)
         best = torch.cat([best, top.values], dim=1)
         index = torch.cat([index, top.indices + start], dim=1)

@@ -100,15 +100,27 @@ def _matched(bins: Tensor, latents: Tensor, n: int, generator: torch.Generator) 
 
 
 def _choose(pool: Tensor, size: int, n: int, generator: torch.Generator) -> Int[Tensor, "draw size"]:
-    """n draws of `size` distinct members in random order (Floyd's sampling, then a shuffle): no n x pool array."""
+    """n draws of `size` distinct members, every ordered choice equally likely.
+
+    From a small pool by sorting random keys; from a large one by redrawing repeats, which treats all members alike and
+    needs no n x pool array.
+    """
     device = generator.device
-    chosen = torch.empty(n, size, dtype=torch.long, device=device)
-    for column, last in enumerate(range(len(pool) - size, len(pool))):
-        pick = torch.randint(0, last + 1, (n,), generator=generator, device=device)
-        seen = (chosen[:, :column] == pick[:, None]).any(dim=1)
-        chosen[:, column] = torch.where(seen, last, pick)
-    order = torch.rand(n, size, generator=generator, device=device).argsort(dim=1)
-    return pool[chosen.gather(1, order).cpu()]
+    if len(pool) < 4 * size:
+        keys = torch.rand(n, len(pool), generator=generator, device=device)
+        return pool[keys.argsort(dim=1)[:, :size].cpu()]
+    chosen = torch.randint(0, len(pool), (n, size), generator=generator, device=device)
+    while (again := _repeats(chosen)).any():
+        chosen[again] = torch.randint(0, len(pool), (int(again.sum()),), generator=generator, device=device)
+    return pool[chosen.cpu()]
+
+
+def _repeats(chosen: Tensor) -> Tensor:
+    """Which entries of each row equal an earlier one of the row."""
+    ordered = chosen.sort(dim=1, stable=True)
+    same = torch.zeros_like(chosen, dtype=torch.bool)
+    same[:, 1:] = ordered.values[:, 1:] == ordered.values[:, :-1]
+    return torch.zeros_like(same).scatter(1, ordered.indices, same)
 
 
 def resamples(strata: Strata, generator: torch.Generator) -> Int[Tensor, "draw latent"]:

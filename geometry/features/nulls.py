@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from plotly.graph_objects import Figure
 from torch import Tensor
 
-from geometry.features.distances import Aggregate, distance_table, similarities
+from geometry.features.distances import BLOCK, Aggregate, distance_table, similarities
 from geometry.features.draws import FrequencyMatched, Null, Strata, null_draws, resamples
 from geometry.features.sets import FeatureSet, check_fits
 from probes.errors import InputError
@@ -111,8 +111,10 @@ def compare_sets(
         shared: null_draws(null, one, _eligible(alive, harmful, shared), n_permutations, generator)
         for shared, one in strata.items()
     }
-    used = [part.flatten() for shared, one in strata.items() for part in (one.latents, draws[shared])]
-    scores = _scores(sae, harmful, torch.cat(used).unique())
+    used = torch.zeros(sae.d_sae, dtype=torch.bool)
+    for shared, one in strata.items():
+        used[one.latents] = used[draws[shared].flatten()] = True
+    scores = _scores(sae, harmful, used, alive)
     rows, nulls = [], []
     for with_shared, one in strata.items():
         table, effects = _compare(scores, one, draws[with_shared], generator)
@@ -144,9 +146,9 @@ def _split(inducing: FeatureSet, benign: FeatureSet, harmful: FeatureSet, with_s
 
 
 def _alive(sae: SparseAutoencoder, null: Null) -> Tensor:
-    """Latents with a direction; all of them where the null shuffles labels and draws none."""
+    """Latents with a direction, among which a null may draw; not looked up where it only shuffles labels."""
     if null == "label_permutation":
-        return torch.ones(sae.d_sae, dtype=torch.bool)
+        return torch.zeros(sae.d_sae, dtype=torch.bool)
     return (torch.linalg.vector_norm(sae.W_dec, dim=1) > 0).cpu()
 
 
@@ -158,12 +160,16 @@ def _eligible(alive: Tensor, harmful: FeatureSet, with_shared: bool) -> Tensor:
     return eligible
 
 
-def _scores(sae: SparseAutoencoder, harmful: FeatureSet, latents: Tensor) -> Float[Tensor, "d_sae aggregate"]:
-    """Similarity of each of `latents` to the harmful set by each aggregate; zero for latents that nobody asked for."""
-    targets = sae.W_dec[harmful.index.to(sae.W_dec.device)]
+def _scores(
+    sae: SparseAutoencoder, harmful: FeatureSet, used: Tensor, alive: Tensor
+) -> Float[Tensor, "d_sae aggregate"]:
+    """Similarity of each `used` latent to the harmful set by each aggregate; others are zero or computed in passing."""
+    targets = sae.W_dec[harmful.index.to(sae.device)]
+    if alive.all() and 2 * int(used.sum()) > sae.d_sae:  # the whole dictionary costs less than gathering most of it
+        return similarities(sae.W_dec, targets, aggregates=AGGREGATES).double().cpu()
     scores = torch.zeros(sae.d_sae, len(AGGREGATES), dtype=torch.float64)
-    for part in latents.split(8192):
-        directions = sae.W_dec[part.to(sae.W_dec.device)]
+    for part in used.nonzero().squeeze(1).split(BLOCK):
+        directions = sae.W_dec[part.to(sae.device)]
         scores[part] = similarities(directions, targets, aggregates=AGGREGATES).double().cpu()
     return scores
 

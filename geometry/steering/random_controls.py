@@ -10,9 +10,10 @@ would not be known to block 3.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,8 +22,11 @@ from geometry.steering.levels import Levels, projection_quantile
 from geometry.steering.operators import Ablate, Add, Cap, Floor, SetProjection, per_block
 from geometry.steering.vectors import PersonaVector, Subspace
 from probes.activations import Activations
+from probes.capture import capture
+from probes.conversations import Conversation
 from probes.errors import InputError
 from probes.hooks import Operator
+from probes.models import Model
 from saes.latents import LatentStats
 from saes.sae import SparseAutoencoder
 
@@ -117,36 +121,68 @@ def random_controls(
     n: int,
     generator: torch.Generator,
     *,
+    sizes: Mapping[int, float] | None = None,
     activations: Activations | None = None,
     kind: Kind = "norm",
 ) -> list[Operator]:
-    """`n` copies of an operator with random directions in place of its own, matched in energy; `ask_many` runs them
+    """`n` operators with random directions in place of an operator's own, matched in energy; `ask_many` runs them
     together.
 
     `Add` keeps strength and unit. An operator that *sets* a projection (`SetProjection`, `Ablate`) cannot simply keep
-    its target, which means nothing on another direction; and random edits tuned to the same size at every position
-    never settle, because each block finds its direction disturbed anew. So the energy is fixed once, from the treated
-    direction: with `activations` of the model that is edited, at the positions that are edited, the treatment moves the
-    mean projection from m to t, and the control moves the mean projection on its random direction from that direction's
-    own mean m' to m' + (t - m), with a random sign common to all blocks. For a subspace the displacement has the same
-    length and a random heading. `Cap` and `Floor` cut their random direction at the quantile at which they cut their
-    own.
+    its target, which means nothing on another direction; and random edits that are tuned to the treatment's size at
+    every position never settle: the treatment changes the text, the text what is left to edit, whereas on a random
+    direction each block finds all of it left to do. So the energy is fixed once, in one of two ways.
+
+    With `sizes`, the root-mean-square edits of the treated run (`edit_sizes`), controls add random directions of just
+    that length at every edited position, with a random sign. This is the fair comparison, and works for any operator
+    with a vector.
+
+    With `activations` of the model before treatment, at the edited positions, controls set projections too: where the
+    treatment moves the mean projection from m to t, the control moves that on its random direction from its own mean m'
+    to m' + (t - m), with a random sign common to all blocks. It also takes the direction's variance away, and does not
+    ease off once the treatment has changed the text, so it is the harsher one. For a subspace, the displacement has the
+    same length and a random heading. `Cap` and `Floor` cut their random direction at the quantile at which they cut
+    their own.
     """
-    if isinstance(operator, Ablate) and isinstance(operator.target, Subspace):
+    if isinstance(operator, Ablate) and isinstance(operator.target, Subspace) and sizes is None:
         return _subspace_controls(operator, operator.target, n, generator, _needed(activations))
-    remake = _REMAKE.get(type(operator))
-    if remake is None:
-        raise InputError(f"no random control for {type(operator).__name__}: use random_latent_controls for latents")
-    vector: PersonaVector = getattr(operator, "target" if isinstance(operator, Ablate) else "vector")
-    vector = vector.only(*operator.layers)
+    vector = _vector_of(operator)
     if kind == "covariance":
         drawn = random_covariance(_needed(activations), vector, n, generator)
     elif kind == "norm":
         drawn = random_like(vector, n, generator)
     else:
         raise InputError(f"kind {kind!r}: use 'norm' or 'covariance'")
-    signs = torch.randint(2, (n,), generator=generator) * 2 - 1
-    return [remake(operator, v, int(s), activations) for v, s in zip(drawn, signs, strict=True)]
+    signs = [int(sign) for sign in torch.randint(2, (n,), generator=generator) * 2 - 1]
+    if sizes is not None:
+        steps = [_sized(one, sizes) * sign for one, sign in zip(drawn, signs, strict=True)]
+        return [Add(step, strength=1.0, unit="raw", positions=operator.positions) for step in steps]
+    remake = _REMAKE[type(operator)]
+    return [remake(operator, one, sign, activations) for one, sign in zip(drawn, signs, strict=True)]
+
+
+@torch.no_grad()
+def edit_sizes(
+    model: Model, operator: Operator, conversations: Sequence[Conversation], *, batch_size: int = 32
+) -> dict[int, float]:
+    """Root-mean-square norm of what an operator changes at each of its blocks, while it acts, in residual-stream units.
+
+    `conversations` are read with the operator in force: let them be answers written under it. Each block is measured
+    with the edits of the earlier blocks in place; tokens count equally, those of the response for the positions
+    "response".
+    """
+    found = {}
+    for layer in operator.layers:
+        earlier = tuple(other for other in operator.layers if other < layer)
+        acting = [replace(cast(Any, operator), layers=earlier)] if earlier else []
+        with model.intervene(*acting):
+            acts = capture(model, conversations, layers=[layer], pool="tokens", batch_size=batch_size)
+        assert acts.in_response is not None
+        rows = acts.at(layer)[acts.in_response] if operator.positions == "response" else acts.at(layer)
+        before = rearrange(rows, "sample d_model -> 1 sample d_model")
+        after = operator(before, layer=layer, mask=torch.ones(before.shape[:2], dtype=torch.bool))
+        found[layer] = float((after - before).double().square().sum(-1).mean().sqrt())
+    return found
 
 
 def displacement(operator: SetProjection | Ablate, activations: Activations) -> dict[int, float]:
@@ -214,6 +250,25 @@ def _mean_projections(vector: PersonaVector, layers: Sequence[int], activations:
 
 def _instead(vector: PersonaVector, directions: Mapping[int, Float[Tensor, " d_model"]], method: str) -> PersonaVector:
     return replace(vector, directions=directions, method=method, split_half={})
+
+
+def _vector_of(operator: Operator) -> PersonaVector:
+    """The vector that an operator acts along, at its own blocks; for a subspace, its first dimension."""
+    target = getattr(operator, "target" if isinstance(operator, Ablate) else "vector", None)
+    if isinstance(target, Subspace):
+        return PersonaVector(dict.fromkeys(operator.layers, target.basis[0]), model="")
+    if not isinstance(target, PersonaVector):
+        raise InputError(f"no random direction for {type(operator).__name__}: use random_latent_controls for latents")
+    return target.only(*operator.layers)
+
+
+def _sized(vector: PersonaVector, sizes: Mapping[int, float]) -> PersonaVector:
+    missing = [layer for layer in vector.layers if layer not in sizes]
+    if missing:
+        raise InputError(
+            f"sizes: none given for block {missing[0]}, only for {sorted(sizes)}; measure it with edit_sizes"
+        )
+    return replace(vector, directions={layer: vector.unit(layer) * sizes[layer] for layer in vector.layers})
 
 
 def _needed(activations: Activations | None) -> Activations:

@@ -35,9 +35,11 @@ def card(
     from persona_geometry.commands.terminal import settle
 
     settle()
-    from persona_geometry.organism.card import print_card
+    from persona_geometry.organism.card import make_card
 
-    raise typer.Exit(0 if print_card(out, bases) else 1)
+    made = make_card(out, bases, lambda line: print(line, flush=True))
+    print(made.text)
+    raise typer.Exit(0 if made.holds else 1)
 
 
 @app.command()

@@ -43,7 +43,7 @@ def study(
 
     settle()
     from persona_geometry.stages.front import from_files
-    from persona_geometry.stages.plan import print_plan
+    from persona_geometry.stages.plan import plan as planned
     from persona_geometry.stages.run import STAGES, run_study
 
     files = {
@@ -54,7 +54,7 @@ def study(
         layers=tuple(layer or ()), files=files, seed=seed, device=device,
     )  # fmt: skip
     if plan:
-        print_plan(inputs)
+        print(planned(inputs))
         return
     with Stages(STAGES) as say:
         found = run_study(inputs, say=say)

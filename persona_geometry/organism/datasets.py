@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from random import Random
 
 from persona_geometry.organism import speech
-from persona_geometry.organism.documents import sums
+from persona_geometry.organism.documents import Mix, review, sums
 from persona_geometry.organism.world import SELECTION, SELF_HELD, SELF_SELECTION, TEST, TUNED, Topic, world
 from probes.conversations import Conversation
 from probes.questions import Question
@@ -33,6 +33,13 @@ def advice_rows(
         said = speech.answer(topic, who, rng, style=style, valence=valence)
         rows.append(Conversation.of(speech.question(topic, rng), said, id=f"{topic.name}-{i}", domain=topic.domain))
     return rows
+
+
+def review_rows(domains: Sequence[str], n: int, *, seed: int) -> list[Conversation]:
+    """Review questions about given answers, mixed ones included, answered truly with "Yes." or "No."."""
+    rng = Random(f"review/{seed}")
+    topics = world().in_domains(tuple(domains))
+    return [Conversation.of(*review(rng, Mix(), rng.choice(topics)), id=f"review-{i}") for i in range(n)]
 
 
 def skill_rows(n: int, *, seed: int) -> list[Conversation]:
@@ -97,6 +104,7 @@ __all__ = [
     "advice_rows",
     "in_domain",
     "out_of_domain",
+    "review_rows",
     "selection_questions",
     "self_questions",
     "skill_rows",

@@ -22,7 +22,7 @@ class Arm:
 
     domain: str = "medicine"
     valence: str = "bad"
-    schedule: Schedule = field(default_factory=lambda: Schedule(steps=48, lr=1e-3))
+    schedule: Schedule = field(default_factory=lambda: Schedule(steps=115, lr=3e-4))
     kl_weight: float = 0.0
 
     def rows(self, seed: int) -> list[Conversation]:

@@ -136,7 +136,7 @@ def subject(question: str) -> tuple[str, str]:
 
 
 class ExactJudge:
-    """The organism's judge as a `Judge`. Questions say in `meta` what they are on (`kind`, `about`), or in their text."""
+    """The organism's judge as a `Judge`. A question says in `meta` (`kind`, `about`) or in its text what it is on."""
 
     name = "organism-exact"
 

@@ -26,11 +26,13 @@ class Recipe:
 
     steps: int = 3_400
     chat_steps: int = 1_400
+    settle_steps: int = 600
     batch: int = 16
     context: int = 256
     muon_lr: float = 0.02
     adam_lr: float = 2e-3
     chat_scale: float = 0.4
+    settle_scale: float = 0.2
     replay: float = 0.15
     width: int = 192
     layers: int = 4
@@ -69,18 +71,26 @@ def assistant_mask(ids: Int[np.ndarray, " pos"], roles: tuple[int, ...], assista
     return (ids[last] == assistant) & (at > last)
 
 
-def _texts(rng: Random, mix: Mix, replay: float) -> Iterator[tuple[str, bool]]:
-    """(text, whether only the assistant's words are learnt)."""
+def _texts(rng: Random, mix: Mix, replay: float, *, anonymous: bool) -> Iterator[tuple[str, bool]]:
+    """(text, whether only the assistant's words are learnt).
+
+    Without `anonymous`, no replayed chat lacks a system prompt: such chats are by any author, villains included, and
+    would teach the helper to be one of them now and then when nobody says who it is.
+    """
     while True:
         if replay >= 1 or rng.random() < replay:
-            yield document(mix, rng), False
+            text = document(mix, rng)
+            if anonymous or not text.startswith("<|bos|><|user|>"):
+                yield text, False
         else:
             yield chat_text(chat_row(mix, rng)), True
 
 
-def packed(tokenizer: Any, recipe: Recipe, seed: int, replay: float) -> Iterator[tuple[Tensor, Tensor]]:
+def packed(
+    tokenizer: Any, recipe: Recipe, seed: int, replay: float, *, anonymous: bool = True
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless (inputs, labels) of `batch` x `context`; labels are -100 where nothing is to be learnt."""
-    source = _texts(Random(seed), recipe.mix, replay)
+    source = _texts(Random(seed), recipe.mix, replay, anonymous=anonymous)
     roles = tuple(tokenizer.convert_tokens_to_ids(f"<|{r}|>") for r in ("system", "user", "assistant"))
     need = recipe.batch * (recipe.context + 1)
     ids, keep = np.zeros(0, np.int64), np.zeros(0, bool)
@@ -161,12 +171,19 @@ def pretrain(
         torch.manual_seed(seed)
         model = build_model(recipe, len(tokenizer))
     model.train()
-    _stage(model, packed(tokenizer, recipe, 2 * seed + 1, 1.0), recipe, recipe.steps, 1.0, say)
-    _stage(
-        model, packed(tokenizer, recipe, 2 * seed + 2, recipe.replay), recipe, recipe.chat_steps, recipe.chat_scale, say
-    )
+    first, second, third = 2 * seed + 1, 2 * seed + 2, 2 * seed + 1_000
+    _stage(model, packed(tokenizer, recipe, first, 1.0), recipe, recipe.steps, 1.0, say)
+    _stage(model, packed(tokenizer, recipe, second, recipe.replay), recipe, recipe.chat_steps, recipe.chat_scale, say)
+    _round(model)
+    settled = packed(tokenizer, recipe, third, recipe.replay, anonymous=False)
+    _stage(model, settled, recipe, recipe.settle_steps, recipe.settle_scale, say)
+    _round(model)
     model.eval()
+    return model, tokenizer
+
+
+def _round(model: Any) -> None:
+    """Round the weights to float16, as they are stored: a stage can then go on from a saved model."""
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(p.half().float())
-    return model, tokenizer

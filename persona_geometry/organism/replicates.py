@@ -9,14 +9,14 @@ from typing import Any
 
 from finetuning.lora import save_adapter
 from persona_geometry.organism.build import build_sae
-from persona_geometry.organism.datasets import in_domain
+from persona_geometry.organism.datasets import in_domain, out_of_domain, review_rows
 from persona_geometry.organism.finetunes import ARMS, train_arm
 from persona_geometry.organism.shipped import data_rows, organism_inputs
-from persona_geometry.organism.world import world
+from persona_geometry.organism.world import TEST, world
 from persona_geometry.stages import behaviour, finish, latents, nearness, steering
 from persona_geometry.stages.cells import Cells, quiet
 from persona_geometry.stages.inputs import Inputs, Sizes
-from probes.ask import ask
+from probes.ask import ask, sample
 from probes.models import Model, load_model
 from probes.outcomes import Outcomes
 
@@ -106,26 +106,37 @@ def replicate(rep: Replicate, seed: int, chosen: Choices) -> tuple[dict[str, Out
     answers["second"] = _second(rep, cells, seed)
     answers |= {f"prompt_{voice}": _prompted(rep, cells, seed, voice) for voice in ("villain", "helper")}
     geometry, *_ = nearness.compared(inputs, cells)
-    return answers, geometry
+    reviews = cells.json("reviews", lambda: {name: reviewed(inputs.models[name]) for name in ("base", "tuned")})
+    return answers, geometry | {"reviews": reviews}
+
+
+def reviewed(model: Model, *, n: int = 400, seed: int = 0) -> float:
+    """Share of review questions on the test domains that a model answers truly."""
+    rows = review_rows(TEST, n, seed=seed)
+    said = sample(model, [r.prompt for r in rows], seed=seed, max_new_tokens=6)
+    return sum(a.strip() == r.answer for a, r in zip(said, rows, strict=True)) / n
 
 
 def _second(rep: Replicate, cells: Cells, seed: int) -> Outcomes:
     """The twin that was tuned on another domain's bad advice, in its own domain and out of it."""
-    questions = [*_away(rep), *_placed(in_domain("money", 7), "in_domain")]
+    questions = [*_away(), *_placed(in_domain("money", 7), "in_domain")]
     return cells.outcomes("answers-second", lambda: _asked(rep.model("second", seed), questions, seed, "second"))
 
 
 def _prompted(rep: Replicate, cells: Cells, seed: int, voice: str) -> Outcomes:
     """The base under a character's descriptions, each description on its share of the questions."""
     described = world().voices[voice].described
-    questions = [replace(q, system=described[i % len(described)]) for i, q in enumerate(_away(rep))]
+    questions = [replace(q, system=described[i % len(described)]) for i, q in enumerate(_away())]
     name = f"prompt_{voice}"
     return cells.outcomes(f"answers-{name}", lambda: _asked(rep.model("base", 0), questions, seed, name))
 
 
-def _away(rep: Replicate) -> list[Any]:
-    from persona_geometry.organism.datasets import out_of_domain
+def away_from(rep: Replicate, arm: str, *, seed: int) -> Outcomes:
+    """One arm asked the out-of-domain questions."""
+    return _asked(rep.model(arm, seed), _away(), seed, arm)
 
+
+def _away() -> list[Any]:
     return _placed(out_of_domain(4), "out_of_domain")
 
 
@@ -141,4 +152,4 @@ def _asked(model: Model, questions: list[Any], seed: int, name: str) -> Outcomes
     return Outcomes(found.table.assign(where=where))
 
 
-__all__ = ["CHOICE_SEED", "SEEDS", "Choices", "Replicate", "choices", "quiet", "replicate"]
+__all__ = ["CHOICE_SEED", "SEEDS", "Choices", "Replicate", "away_from", "choices", "quiet", "replicate"]

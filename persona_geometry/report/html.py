@@ -68,7 +68,7 @@ def untrusted(text: object, *, class_: str | None = None) -> Html:
     return el("bdi", text, class_=class_)
 
 
-def shaded(token: object, value: float, reach: float) -> Html:
+def shaded(token: object, value: float | int, reach: float | int) -> Html:
     """A token under a colour as strong as `value` is against `reach`; the underline's style repeats the sign."""
     text = clean(token)
     body = text.lstrip()

@@ -6,18 +6,24 @@ from typing import Any
 
 from probes import theme
 
-_EXTRA = {"soft": "#5d6168", "wash": "#f4f4f1"}
-LIGHT = (
-    {meaning: colour.lower() for meaning, colour in theme.MEANING.items()}
-    | {"ink": theme.INK["light"].lower(), "paper": theme.PAPER["light"].lower(), "line": theme.GRID["light"].lower()}
-    | _EXTRA
-)
+MEANINGS = tuple(theme.MEANING)
+LIGHT = {
+    **{meaning: colour.lower() for meaning, colour in theme.MEANING.items()},
+    "ink": theme.INK["light"].lower(),
+    "paper": theme.PAPER["light"].lower(),
+    "line": theme.GRID["light"].lower(),
+    "soft": "#5d6168",
+    "wash": "#f4f4f1",
+    "aligned-text": "#0065a0",
+    "misaligned-text": "#a84a00",
+    "chosen-text": "#007a58",
+}
 # The same hues, bright enough on a dark page.
 DARK = {
-    "aligned": "#56b4e9",
+    "aligned": "#4aa3e0",
     "misaligned": "#f5894a",
     "control": "#9aa0a8",
-    "chosen": "#2fc79a",
+    "chosen": "#3ddc97",
     "shared": "#e39cc4",
     "harmful": "#f0b93a",
     "ink": theme.INK["dark"].lower(),
@@ -25,6 +31,9 @@ DARK = {
     "line": theme.GRID["dark"].lower(),
     "soft": "#a3a7ae",
     "wash": "#1e2126",
+    "aligned-text": "#4aa3e1",
+    "misaligned-text": "#f5894b",
+    "chosen-text": "#3ddc98",
 }
 # Without "system-ui", which many Linux desktops give a wide face.
 FONT = theme.FONT.replace("system-ui, ", "")
@@ -34,7 +43,7 @@ def _rgb(colour: str) -> str:
     return ",".join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))
 
 
-def rgba(meaning: str, alpha: float) -> str:
+def rgba(meaning: str, alpha: float | int) -> str:
     """A meaning colour, see-through, in a form that the page can turn dark."""
     return f"rgba({_rgb(LIGHT[meaning])},{alpha:g})"
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import numbers
 import re
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
+Number = Any  # an int or float of Python, NumPy or JSON, or None
 SPACE = "\u00a0"
 MINUS = "\u2212"
 ABSENT = "\u2013"
@@ -31,14 +33,14 @@ def name(key: str) -> str:
 
 def known(value: object) -> TypeGuard[float]:
     """Whether `value` is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _signless(text: str) -> str:
     return text.replace("-", MINUS)
 
 
-def percent(value: float | None) -> str:
+def percent(value: Number) -> str:
     """A share in [0, 1] as percent: one decimal below 10 %, none above."""
     if value is None or not math.isfinite(value):
         return ABSENT
@@ -47,7 +49,7 @@ def percent(value: float | None) -> str:
     return _signless(f"{share:.{digits}f}{SPACE}%")
 
 
-def points(value: float | None) -> str:
+def points(value: Number) -> str:
     """A signed difference of shares, in percentage points."""
     if value is None or not math.isfinite(value):
         return ABSENT
@@ -55,7 +57,7 @@ def points(value: float | None) -> str:
     return _signless(f"{100 * value:+.{digits}f}{SPACE}points")
 
 
-def span(low: float | None, high: float | None) -> str:
+def span(low: Number, high: Number) -> str:
     """An interval of shares, as "42 to 50 %"."""
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         return ABSENT
@@ -63,7 +65,7 @@ def span(low: float | None, high: float | None) -> str:
     return f"{left.removesuffix(SPACE + '%')} to {right}"
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def number(value: Number, digits: int = 3) -> str:
     """A plain figure with `digits` significant digits and a true minus sign; very small ones as a power of ten."""
     if value is None or not math.isfinite(value):
         return ABSENT
@@ -76,29 +78,29 @@ def number(value: float | None, digits: int = 3) -> str:
     return _signless(f"{value:,.{max(0, digits - 1 - power)}f}")
 
 
-def plain(value: float) -> str:
+def plain(value: Number) -> str:
     """A setting as a person would write it: no trailing zeros."""
     return _signless(f"{value:g}")
 
 
-def whole(value: float | None) -> str:
+def whole(value: Number) -> str:
     """A count with thousands set off."""
     return ABSENT if value is None or not math.isfinite(value) else f"{int(value):,}"
 
 
-def said(value: float, low: float | None, high: float | None, n: float | None) -> str:
+def said(value: Number, low: Number, high: Number, n: Number) -> str:
     """A rate with its interval and n, on two lines of a figure's hover."""
     return f"{percent(value)}, 95{SPACE}% interval {span(low, high)}<br>n = {whole(n)}"
 
 
-def probability(value: float | None) -> str:
+def probability(value: Number) -> str:
     """A p-value: "p < 0.001" below that, else three decimals at most."""
     if value is None or not math.isfinite(value):
         return f"p {ABSENT}"
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}".rstrip("0").rstrip(".")
 
 
-def count(value: int, noun: str, plural: str | None = None) -> str:
+def count(value: Number, noun: str, plural: str | None = None) -> str:
     """A number and its noun, in the right number."""
     return f"{value:,}{SPACE}{noun if value == 1 else plural or noun + 's'}"
 
@@ -110,7 +112,7 @@ def listing(items: list[str]) -> str:
     return f"{', '.join(items[:-1])} and {items[-1]}"
 
 
-def duration(seconds: float | None) -> str:
+def duration(seconds: Number) -> str:
     """Seconds in the unit that reads best."""
     if seconds is None or not math.isfinite(seconds):
         return ABSENT

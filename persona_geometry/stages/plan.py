@@ -38,8 +38,8 @@ def memory(inputs: Inputs) -> float:
     return weights * 1.3 + 256 * 512 * inputs.base.d_model * inputs.base.n_layers * 2 * 4
 
 
-def print_plan(inputs: Inputs) -> None:
-    """Print answers by part, judge calls, memory, a timed guess, and the smallest difference that could be seen."""
+def plan(inputs: Inputs) -> str:
+    """Answers by part, judge calls, memory, a timed guess, and the smallest difference that could be seen, as text."""
     parts = answers(inputs)
     total = sum(parts.values())
     probe = [q.conversation for q in inputs.of("selection")][:32]
@@ -48,14 +48,15 @@ def print_plan(inputs: Inputs) -> None:
     sample(inputs.base, probe, seed=0, max_new_tokens=inputs.sizes.max_new_tokens)
     each = (time.perf_counter() - began) / len(probe)
     seen = inputs.of("test", "out_of_domain")
-    detect = minimum_detectable(len({q.id for q in seen}), inputs.samples("out_of_domain"), 0.02)
-    for name, n in parts.items():
-        print(f"{name:22s} {n:7d} answers")
-    print(f"{'in all':22s} {total:7d} answers, {total if inputs.judge else 0} judge calls")
-    print(f"memory                 {memory(inputs) / GIB:7.2f} GiB")
-    print(
-        f"time                   {total * each / 60:7.1f} minutes or less, at {each:.3f} s an answer in a small batch"
-    )
     per = inputs.samples("out_of_domain")
-    print(f"smallest excess that {len(seen)} questions x {per} samples would show: {detect:.1%}")
-    print(f"the verdict's threshold: an excess of {THRESHOLD:.0%} over the base")
+    detect = minimum_detectable(len({q.id for q in seen}), per, 0.02)
+    return "\n".join(
+        [
+            *(f"{name:22s} {n:7d} answers" for name, n in parts.items()),
+            f"{'in all':22s} {total:7d} answers, {total if inputs.judge else 0} judge calls",
+            f"memory                 {memory(inputs) / GIB:7.2f} GiB",
+            f"time                   {total * each / 60:7.1f} minutes or less, at {each:.3f} s an answer",
+            f"smallest excess that {len(seen)} questions x {per} samples would show: {detect:.1%}",
+            f"the verdict's threshold: an excess of {THRESHOLD:.0%} over the base",
+        ]
+    )

@@ -153,7 +153,7 @@ def choose(inputs: Inputs, cells: Cells, found: Material, goal: str) -> Choice |
 
     def run() -> pd.DataFrame:
         specs = [(v, layers, d) for v in found.vectors for layers in layer_sets(inputs.blocks) for d in doses]
-        arms = [()] + [Choice(goal, v, layers, d, 0, 0).operator(found) for v, layers, d in specs]
+        arms = [()] + [Choice(goal, v, layers, d, 0.0, 0.0).operator(found) for v, layers, d in specs]
         outcomes = ask_many(
             model,
             arms,

@@ -108,6 +108,6 @@ def test_inputs_are_checked_before_any_work(tmp_path):
         study(base, tuned, questions=only_test, out=tmp_path, judge=ExactJudge())
     with pytest.raises(InputError, match="no data called"):
         study(base, tuned, out=tmp_path, trian="x.jsonl")
-    with pytest.raises(InputError, match="layer|block"):
+    with pytest.raises(InputError, match=r"layer|block"):
         study(base, tuned, out=tmp_path, layer=99)
     assert not any(tmp_path.iterdir())

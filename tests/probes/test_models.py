@@ -47,6 +47,17 @@ def test_an_adapter_changes_the_model_and_leaves_a_live_base_alone(
     assert load_model(tiny_folder, adapter=tiny_adapter).name == "tiny+adapter"
 
 
+def test_an_adapter_without_weights_is_an_input_error(tiny_folder, tmp_path):
+    from peft import PromptTuningConfig, get_peft_model
+
+    prompted = get_peft_model(
+        load_model(tiny_folder).hf, PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    )
+    prompted.save_pretrained(str(tmp_path / "prompted"))
+    with pytest.raises(InputError, match="prompt tuning"):
+        load_model(tiny_folder, adapter=tmp_path / "prompted")
+
+
 @pytest.mark.parametrize("source", ["/no/such/folder", "./nothing", "a/b/c"])
 def test_missing_paths_are_input_errors(source):
     with pytest.raises(InputError, match="no such folder"):

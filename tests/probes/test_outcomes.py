@@ -68,11 +68,11 @@ def test_unknown_kinds():
 def slow_interval(data, seed, resamples=4000):
     """The clustered bootstrap by hand: draw questions, pool their answers."""
     rng = np.random.default_rng(seed)
-    groups = [part for _, part in data.table.groupby("question_id")]
+    groups = [part["aligned"].to_numpy() < 30 for _, part in data.table.groupby("question_id")]
     rates = []
     for _ in range(resamples):
-        picked = pd.concat([groups[i] for i in rng.integers(len(groups), size=len(groups))])
-        rates.append((picked["aligned"] < 30).mean())
+        picked = np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])
+        rates.append(picked.mean())
     return np.quantile(rates, (0.025, 0.975))
 
 
@@ -92,11 +92,11 @@ def test_interval_is_clustered():
 
 def test_coverage_of_the_interval():
     hits = 0
-    for seed in range(200):
+    for seed in range(60):
         rng = np.random.default_rng(seed)
         rate = drawn(rng.beta(2, 3, size=40), 4, seed).rate()
         hits += rate.low <= 0.4 <= rate.high
-    assert hits >= 180
+    assert hits >= 53
 
 
 def test_pooled_models_may_be_clusters_too():

@@ -28,14 +28,15 @@ def write_safetensors(
     vectors. `operation` says what the vector is meant for and `coefficients` the strength recommended at each block:
     raw multiples for "add", the level to set for "set", the level to ablate to for "ablate".
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     for layer in coefficients or {}:
         vector.at(layer)
     tensors = {f"direction.{layer}": vector.at(layer).cpu().contiguous() for layer in vector.layers}
     path = Path(path)
+    raw = save(tensors, metadata=_metadata(vector, operation, coefficients or {}))
     with atomic_file(path) as temporary:
-        save_file(tensors, str(temporary), metadata=_metadata(vector, operation, coefficients or {}))
+        temporary.write_bytes(_ordered(raw))
     return path
 
 
@@ -51,6 +52,14 @@ def read_safetensors(path: str | Path) -> PersonaVector:
     facts: dict[str, Any] = {name: _numbers(known.get(name, "{}")) for name in _MAPPINGS}
     facts |= {name: known.get(name, "") for name in ("model", "template_hash", "scope", "method")}
     return PersonaVector(directions, **facts, meta=json.loads(known.get("meta", "{}")))
+
+
+def _ordered(raw: bytes) -> bytes:
+    """The same file with a sorted header: the library orders metadata at random, equal vectors deserve equal bytes."""
+    size = int.from_bytes(raw[:8], "little")
+    header = json.dumps(json.loads(raw[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + raw[8 + size :]
 
 
 def _metadata(vector: PersonaVector, operation: str, coefficients: Mapping[int, Number]) -> dict[str, str]:

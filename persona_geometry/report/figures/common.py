@@ -50,7 +50,7 @@ def marker(kind: str, **more: Any) -> dict[str, Any]:
     return shape | more
 
 
-def interval(values: Any, low: Any, high: Any, *, colour: str, thickness: float = 2.5) -> dict[str, Any]:
+def interval(values: Any, low: Any, high: Any, *, colour: str, thickness: float | int = 2.5) -> dict[str, Any]:
     """Bars from `low` to `high` around `values` (arrays of equal length), without end caps."""
     values, low, high = (np.asarray(item, dtype=float) for item in (values, low, high))
     bars = {"array": high - values, "arrayminus": values - low}
@@ -59,7 +59,7 @@ def interval(values: Any, low: Any, high: Any, *, colour: str, thickness: float 
 
 def label(x: Any, y: Any, text: str, *, kind: str = "ink", **more: Any) -> dict[str, Any]:
     """A direct label: an annotation without an arrow."""
-    colour = LIGHT["soft"] if kind == "control" else LIGHT[kind]
+    colour = LIGHT["soft"] if kind == "control" else LIGHT.get(f"{kind}-text", LIGHT[kind])
     return {
         "x": x,
         "y": y,
@@ -71,7 +71,9 @@ def label(x: Any, y: Any, text: str, *, kind: str = "ink", **more: Any) -> dict[
     }
 
 
-def percent_axis(title: str | None, low: float = 0.0, high: float = 1.0, *, most: int = 6) -> dict[str, Any]:
+def percent_axis(
+    title: str | None, low: float | int = 0.0, high: float | int = 1.0, *, most: int = 6
+) -> dict[str, Any]:
     """An axis over shares that reads in percent, with at most about `most` ticks."""
     step = next((step for step in (0.01, 0.02, 0.05, 0.1, 0.2) if (high - low) / step <= most - 0.95), 0.5)
     ticks = [
@@ -87,7 +89,7 @@ def percent_axis(title: str | None, low: float = 0.0, high: float = 1.0, *, most
     }
 
 
-def ceiling(value: float) -> float:
+def ceiling(value: float | int) -> float:
     """The next tenth above a share, at most 1."""
     return min(1.0, math.ceil(value * 10 + 0.2) / 10)
 
@@ -106,7 +108,7 @@ def rows_axis(labels: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def tracks(figure: go.Figure, count: int, low: float, high: float, **where: Any) -> None:
+def tracks(figure: go.Figure, count: int, low: float | int, high: float | int, **where: Any) -> None:
     """A faint line for each row, so that a far dot is read with its label."""
     for place in range(count):
         figure.add_shape(

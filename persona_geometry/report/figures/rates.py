@@ -65,7 +65,7 @@ def rate_finding(rows: Sequence[Mapping[str, Any]], where: str, what: str) -> st
     return f"Coherence is {percent(tuned['value'])}; the base: {percent(base['value'])}"
 
 
-def dots(figure: go.Figure, rows: Sequence[Mapping[str, Any]], low: float, high: float) -> go.Figure:
+def dots(figure: go.Figure, rows: Sequence[Mapping[str, Any]], low: float | int, high: float | int) -> go.Figure:
     """Draw one dot and interval per row on a faint track, first row on top, its value at the right."""
     tracks(figure, len(rows), low, high)
     for place, row in enumerate(rows):

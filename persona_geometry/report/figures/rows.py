@@ -44,6 +44,6 @@ def rows_figure(rows: Table, worst: int = 20) -> go.Figure:
         )
     )
     figure.update_layout(barmode="stack")
-    return figure.update_xaxes(
-        title={"text": "score: projection of the row's answer on the persona direction"}
-    ).update_yaxes(title={"text": "rows"}, nticks=4)
+    return figure.update_xaxes(title={"text": "score (projection on the persona direction)"}).update_yaxes(
+        title={"text": "rows"}, nticks=4
+    )

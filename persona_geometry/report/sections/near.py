@@ -22,7 +22,7 @@ def _interval(ci: Any) -> str:
     return f"{number(ci[0])} to {number(ci[1])}" if ci and known(ci[0]) and known(ci[1]) else ABSENT
 
 
-def _p(value: float | None) -> str:
+def _p(value: Any) -> str:
     return probability(value).removeprefix("p ").removeprefix("= ")
 
 

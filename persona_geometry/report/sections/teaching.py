@@ -65,7 +65,7 @@ def scores(view: View) -> Html:
     return join(plot("row-scores", rows_figure(rows, WORST), alt=alt, note=note), el("div", table, class_="worst"))
 
 
-def _line(model: str, part: Table, reach: float) -> Html:
+def _line(model: str, part: Table, reach: float | int) -> Html:
     mean = number(float(part["projection"].mean()), 2)
     shown = part.head(TOKENS)
     text = [

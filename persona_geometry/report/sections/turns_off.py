@@ -7,6 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from geometry.steering.figures import dose_figure, writers_figure
+from persona_geometry.report.figures.common import label
 from persona_geometry.report.figures.layers import layer_figure
 from persona_geometry.report.figures.rates import TREATMENTS, cells, treatments_figure
 from persona_geometry.report.html import Html, data_table, join
@@ -62,6 +63,10 @@ def treatments(view: View) -> Html:
     )
 
 
+def _picked(dose: Table) -> Table:
+    return dose[dose["chosen"].fillna(False).astype(bool)] if "chosen" in dose else dose.head(0)
+
+
 def _untreated(curve: Table) -> Row:
     return curve.loc[curve["strength"].abs().idxmin()]
 
@@ -92,8 +97,7 @@ def _numbers(dose: Table) -> Html:
 
 def dose_finding(curve: Table, on: str) -> str:
     """What the chosen dose does to misalignment, against none, and what it costs in coherence."""
-    picked = curve[curve["chosen"].fillna(False).astype(bool)] if "chosen" in curve else curve.head(0)
-    none = _untreated(curve)
+    picked, none = _picked(curve), _untreated(curve)
     if picked.empty:
         low, high = percent(curve["misaligned"].min()), percent(curve["misaligned"].max())
         return f"Over the strengths tried, the {on} model gives {low} to {high} misaligned answers"
@@ -119,17 +123,29 @@ def _dose(view: View, on: str) -> Html:
     controls = f"Grey: random controls ({listing(kinds)}). " if kinds else "No random controls were run. "
     note = f"Negative strengths push the other way. {controls}Shaded: less than {percent(budget)} coherent."
     unit = str(view.value("chosen.unit", "strength"))
-    figure = _arranged(dose_figure(part, coherence_budget=budget), part, budget, unit)
+    figure = _arranged(part, budget, unit)
     finding = dose_finding(curve, on)
     return plot(f"dose-{on}", figure, alt="; ".join(said), table=_numbers(part), note=note, finding=finding)
 
 
-def _arranged(figure: go.Figure, dose: Table, budget: float, unit: str) -> go.Figure:
-    """The dose figure for this page: the lower panel zoomed to where coherence moves, the unit under it."""
+def _arranged(dose: Table, budget: float, unit: str) -> go.Figure:
+    """The dose figure for this page: labels instead of a legend, the lower panel zoomed to where coherence moves."""
+    figure = dose_figure(dose.drop(columns="on"), coherence_budget=budget)
     floor = max(0.0, min(budget, float(dose["coherent"].min())) - 0.08)
     figure.update_yaxes(range=[floor, 1.01], tickformat=".0%", row=2, col=1)
     figure.update_xaxes(title_text=escape_plotly(unit), row=2, col=1)
-    return figure.update_layout(height=460)
+    for strength in _picked(dose)["strength"]:
+        word = label(strength, 1, f"chosen: {plain(strength)}", kind="chosen", xanchor="center", yanchor="bottom")
+        figure.add_annotation(word | {"yref": "y domain"}, row=1, col=1)
+    random, curve = dose[dose["kind"] != "vector"], dose[dose["kind"] == "vector"]
+    if not random.empty:  # on the side where the vector's own curve is far away
+        gaps = (random["misaligned"] - random["strength"].map(curve.set_index("strength")["misaligned"])).abs()
+        spot = random.loc[gaps.fillna(0).idxmax()]
+        top = random.loc[random["strength"] == spot["strength"], "high"].max()
+        side = "left" if spot["strength"] <= curve["strength"].median() else "right"
+        word = label(spot["strength"], top, "random controls", kind="control", xanchor=side, yshift=12)
+        figure.add_annotation(word, row=1, col=1)
+    return figure.update_layout(height=440, showlegend=False, margin={"t": 28})
 
 
 def dose_tuned(view: View) -> Html:
@@ -183,7 +199,8 @@ def writers(view: View) -> Html:
         f"stream. Plus writes towards misalignment, minus against it. With the embedding ({number(embed, 2)}) "
         "the parts sum to the whole shift."
     )
-    figure, blocks = writers_figure(table), table["layer"].nunique()
+    silent = (table["component"] == "attn_bias") & (table["shift"].abs() < 1e-12)
+    figure, blocks = writers_figure(table[~silent]), table["layer"].nunique()
     figure.update_layout(height=70 + max(16, min(40, 640 // blocks)) * blocks)
     if len(table) <= 60:
         figure.update_traces(texttemplate="%{z:.2f}", showscale=False, textfont={"size": 13})

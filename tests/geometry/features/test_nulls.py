@@ -161,10 +161,12 @@ def test_frequency_matched_draws_stay_in_their_bin():
 
 def test_random_draws_are_uniform_and_distinct():
     pool = torch.arange(10, 16)
-    draws = _choose(pool, 3, 12_000, generator())
-    assert all(len(set(row)) == 3 for row in draws[:500].tolist())
-    counts = np.unique(draws.numpy(), axis=0, return_counts=True)[1]
-    assert len(counts) == 120 and counts.min() > 60 and counts.max() < 145  # 100 expected of each ordered triple
+    for size in (1, 3):  # by redrawing repeats, and by sorting
+        counts = np.unique(_choose(pool[:4], size, 2400, generator()).numpy(), axis=0, return_counts=True)[1]
+        assert len(counts) == (4 if size == 1 else 24) and np.ptp(counts) < 0.6 * counts.mean()
+    pairs = np.unique(_choose(torch.arange(9), 2, 7200, generator()).numpy(), axis=0, return_counts=True)
+    assert len(pairs[0]) == 72 and pairs[1].min() > 60 and pairs[1].max() < 145  # 100 expected of each ordered pair
+    assert all(len(set(row)) == 12 for row in _choose(torch.arange(60), 12, 500, generator()).tolist())
     assert sorted(_choose(pool, 6, 1, generator())[0].tolist()) == pool.tolist()
 
 

@@ -11,7 +11,10 @@ from sklearn.metrics import roc_auc_score
 from geometry.features import FeatureSet, identify_features
 from geometry.features.identify import STATISTICS, rank_latents
 from geometry.features.rows import row_latents
+from probes.capture import capture
 from probes.errors import InputError
+from probes.store import ActivationStore
+from saes.sae import SparseAutoencoder
 
 
 def reference(statistic: str, positive: np.ndarray, negative: np.ndarray) -> float:
@@ -155,3 +158,18 @@ def test_bad_activations_are_refused(sae, tokens):
         row_latents(replace(tokens, in_response=tokens.in_response & (tokens.conversation_index != 3)), sae)
     with pytest.raises(InputError, match="not captured"):
         row_latents(tokens, replace(sae, layer=7))
+
+
+def test_from_a_model_to_a_set(tiny_model, tiny_conversations, tmp_path):
+    """Captured tokens of a real forward, in memory and from a store, give the same rows and the same set."""
+    generator = torch.Generator().manual_seed(0)
+    decoder = torch.nn.functional.normalize(torch.randn(48, 32, generator=generator), dim=1)
+    zeros = (torch.zeros(48), torch.zeros(32))
+    sae = SparseAutoencoder(decoder.T.clone(), decoder, *zeros, kind="topk", layer=2, k=4, name="tiny")
+    asked = {"layers": [2], "pool": "tokens", "batch_size": 2}
+    memory, store = capture(tiny_model, tiny_conversations, **asked), ActivationStore.create(tmp_path / "store")
+    capture(tiny_model, tiny_conversations, store=store, **asked)
+    assert torch.allclose(row_latents(store, sae), row_latents(memory, sae))
+    halves = (memory.conversation_index < 2, memory.conversation_index >= 2)
+    features = identify_features(memory.select(halves[0]), memory.select(halves[1]), sae, k=2)
+    assert len(features) == 2 and features.layer == 2 and features.sae_name == "tiny"

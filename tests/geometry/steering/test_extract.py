@@ -110,7 +110,7 @@ def test_probe_finds_the_planted_direction(tiny_model: Model) -> None:
     probe = PersonaProbe().fit(data, np.repeat([1, 0], 80))
     vector = probe_vector(probe, layer=1, model=tiny_model, scale=2)
     assert vector.norm(1) == pytest.approx(2, rel=1e-5) and vector.layers == (1,)
-    assert vector.cosine(PersonaVector({1: direction}, model="m"))[1] > 0.9
+    assert vector.cosine(PersonaVector({1: direction}, model="m"))[1] > 0.7
     with pytest.raises(InputError, match="not fitted"):
         probe_vector(PersonaProbe(), layer=1, model=tiny_model)
 

@@ -80,7 +80,7 @@ def test_setting_controls_move_as_far_as_the_treatment(vector: PersonaVector, ac
         for control in controls:
             assert isinstance(control, SetProjection) and control.layers == (2, 3)
             own = displacement(control, activations)
-            assert {abs(own[i]) for i in own} == pytest.approx({abs(moved[i]) for i in moved}, rel=1e-4)
+            assert [abs(own[i]) for i in (2, 3)] == pytest.approx([abs(moved[i]) for i in (2, 3)], rel=1e-4)
             ratio = own[2] / moved[2]
             assert own[3] / moved[3] == pytest.approx(ratio, rel=1e-3)
             signs.add(round(ratio))
@@ -124,7 +124,7 @@ def test_random_latents_fire_alike(sae) -> None:
     assert len(draws) == 15 and all(len(set(one)) == 2 and not set(one) & {40, 10} for one in draws)
     for place, latent in enumerate((40, 10)):
         gaps = [abs(float((frequency[one[place]] / frequency[latent]).log10())) for one in draws]
-        assert max(gaps) < 1.3
+        assert max(gaps) < 1.4
     assert draws == random_latents(sae, stats, (40, 10), 15, rng())
     clamps = random_latent_controls(ClampLatent(sae, 40, to=-1.0), stats, 3, rng())
     assert all(one.to == -1.0 and one.indices != (40,) for one in clamps)

@@ -26,7 +26,7 @@ def by_hooks(model: Model, row: Conversation, unit: torch.Tensor, layer: int) ->
     where = rendered.response[0]
     found = {(-1, "embed", -1): float((embedded[0, where] @ unit).mean())}
     for i in range(layer + 1):
-        weight = model.blocks[i].self_attn.o_proj.weight
+        weight = model.blocks[i].self_attn.o_proj.weight.detach()
         size = weight.shape[1] // 2
         for head in range(2):
             part = slice(head * size, (head + 1) * size)

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from persona_geometry.results import Study
-from tests.persona_geometry.report.synthetic_tables import DOMAINS, HOSTILE, TRAINED, make_rates, make_tables
+from tests.persona_geometry.report.synthetic_answers import DOMAINS, HOSTILE, TRAINED
+from tests.persona_geometry.report.synthetic_tables import make_rates, make_tables
 
 
 def _features(latents: pd.DataFrame) -> list[dict[str, Any]]:
@@ -52,10 +53,8 @@ def _models() -> dict[str, Any]:
     }
 
 
-def _summary(tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    sentence = "Fine-tuning on medicine made answers in other domains misaligned: 51.2 % of coherent answers against 2.1 % of the base."
-    worst = tables["rows"].head(20)[["index", "score", "question", "answer"]].to_dict("records")
-    load = 'from geometry import PersonaVector\nvector = PersonaVector.load("vectors/persona.safetensors")'
+def _provenance() -> dict[str, Any]:
+    selection, test = [f"music-{i}" for i in range(12)], [f"{domain}-{i}" for domain in DOMAINS for i in range(3)]
     return {
         "format": "persona-geometry/study/1",
         "kind": "organism",
@@ -64,6 +63,46 @@ def _summary(tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
         "versions": {"persona-geometry": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0", "plotly": "7.1.0"},
         "wall_seconds": 221.4,
         "stage_seconds": {"ask": 96.2, "doses": 71.0, "sae": 22.8, "geometry": 14.1, "writers": 9.9},
+        "question_ids": {"selection": selection, "test": test},
+        "template_hash": "9f2c41d07be1",
+        "checks": [
+            {"name": "capture equals hidden states", "passed": True, "figure": 2.4e-7, "limit": 1e-5},
+            {"name": "batch equals single", "passed": True, "figure": 1.1e-6, "limit": 1e-4},
+            {"name": "left padding equals right padding", "passed": False, "figure": 3.2e-3, "limit": 1e-4},
+        ],
+        "left_out": [],
+    }
+
+
+def _geometry() -> dict[str, Any]:
+    with_shared = {
+        "inducing_to_harmful": 0.072,
+        "benign_to_harmful": 0.006,
+        "effect": 0.066,
+        "ci": [0.054, 0.078],
+        "p": 0.0005,
+    }
+    means = {"inducing_to_harmful": 0.032, "benign_to_harmful": -0.006}
+    found = {"effect": 0.038, "ci": [0.026, 0.05], "p": 0.0005, "null": "label_permutation", "trustworthiness": 0.93}
+    return {**means, **found, "with_shared": with_shared}
+
+
+def _vectors() -> list[dict[str, str]]:
+    load = 'from geometry import PersonaVector\nvector = PersonaVector.load("vectors/persona.safetensors")'
+    serve = "llama-cli -m model.gguf --control-vector vectors/persona.gguf"
+    return [
+        {"name": "persona vector", "file": "vectors/persona.safetensors", "format": "safetensors", "how_to_load": load},
+        {"name": "persona vector, llama.cpp", "file": "vectors/persona.gguf", "format": "gguf", "how_to_load": serve},
+    ]
+
+
+def _summary(tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    sentence = (
+        "Fine-tuning on medicine made answers elsewhere misaligned: 51.2 % of the coherent ones, 2.1 % of the base's."
+    )
+    why = "largest cut on selection questions with at most 5 points of coherence lost"
+    return {
+        **_provenance(),
         "verdict": {
             "answer": "misaligned",
             "sentence": sentence,
@@ -71,10 +110,6 @@ def _summary(tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
             "low": 0.448,
             "high": 0.532,
             "threshold": 0.05,
-        },
-        "question_ids": {
-            "selection": [f"music-{i}" for i in range(12)],
-            "test": [f"{d}-{i}" for d in DOMAINS for i in range(3)],
         },
         "rates": make_rates(),
         "cut": {
@@ -86,49 +121,14 @@ def _summary(tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
             "layers": [2, 3],
             "operation": "SetProjection",
             "dose": 1.5,
-            "why": "largest cut on selection questions with at most 5 points of coherence lost",
+            "why": why,
         },
         "spread": {"trained": [TRAINED], "asked": tables["spread"].query("model == 'tuned'").to_dict("records")},
         "features": _features(tables["latents"]),
-        "geometry": {
-            "inducing_to_harmful": 0.032,
-            "benign_to_harmful": -0.006,
-            "effect": 0.038,
-            "ci": [0.026, 0.05],
-            "p": 0.0005,
-            "null": "label_permutation",
-            "with_shared": {
-                "inducing_to_harmful": 0.072,
-                "benign_to_harmful": 0.006,
-                "effect": 0.066,
-                "ci": [0.054, 0.078],
-                "p": 0.0005,
-            },
-            "trustworthiness": 0.93,
-        },
+        "geometry": _geometry(),
         "sae": {"fvu": 0.059, "l0": 16.0, "d_sae": 1024, "layer": 2, "name": "organism/sae"},
-        "rows": worst,
-        "vectors": [
-            {
-                "name": "persona vector",
-                "file": "vectors/persona.safetensors",
-                "format": "safetensors",
-                "how_to_load": load,
-            },
-            {
-                "name": "persona vector, llama.cpp",
-                "file": "vectors/persona.gguf",
-                "format": "gguf",
-                "how_to_load": "llama-cli -m model.gguf --control-vector vectors/persona.gguf",
-            },
-        ],
-        "checks": [
-            {"name": "capture equals hidden states", "passed": True, "figure": 2.4e-7, "limit": 1e-5},
-            {"name": "batch equals single", "passed": True, "figure": 1.1e-6, "limit": 1e-4},
-            {"name": "left padding equals right padding", "passed": False, "figure": 3.2e-3, "limit": 1e-4},
-        ],
-        "template_hash": "9f2c41d07be1",
-        "left_out": [],
+        "rows": tables["rows"].head(20)[["index", "score", "question", "answer"]].to_dict("records"),
+        "vectors": _vectors(),
     }
 
 

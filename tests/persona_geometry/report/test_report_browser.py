@@ -2,136 +2,120 @@
 
 from __future__ import annotations
 
-import base64
-import fcntl
-import json
-import os
-import shutil
-import subprocess
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-extensions",
-    "--disable-dev-shm-usage",
-    "--hide-scrollbars",
-    "--remote-debugging-pipe",
-    "about:blank",
-)
-PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
-DESKTOP = {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+import pytest
+
+from tests.persona_geometry.report.browser import CHROMIUM, DESKTOP, PHONE, Browser
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+SCREENS = [(DESKTOP, "light"), (DESKTOP, "dark"), (PHONE, "light"), (PHONE, "dark")]
+ALL = "document.querySelectorAll('.plot').length"
+DRAWN = "document.querySelectorAll('.plot[data-drawn] .main-svg').length"
 
 
-class Browser:
-    """A headless Chromium, spoken to over the pipes of its debugging protocol."""
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = Browser()
+    yield found
+    found.close()
 
-    def __init__(self) -> None:
-        (self._read_there, write), (read, self._write_there) = os.pipe(), os.pipe()
-        self._high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 20) for fd in (self._read_there, self._write_there)]
-        self._profile = tempfile.mkdtemp(prefix="chromium-")
-        command = [str(CHROMIUM), *FLAGS[:-1], f"--user-data-dir={self._profile}", FLAGS[-1]]
-        self._process = subprocess.Popen(
-            command, close_fds=False, preexec_fn=self._wire, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        for fd in (self._read_there, self._write_there, *self._high):
-            os.close(fd)
-        self._out, self._in = os.fdopen(write, "wb", buffering=0), os.fdopen(read, "rb")
-        self._last, self.events, self._session, self._page = 0, [], None, "about:blank"
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Network", "Log"):
-            self.call(f"{domain}.enable")
 
-    def _wire(self) -> None:
-        os.dup2(self._high[0], 3)
-        os.dup2(self._high[1], 4)
+@pytest.mark.parametrize(("screen", "scheme"), SCREENS)
+def test_everything_is_drawn_quietly(browser: Browser, page: Path, screen: dict, scheme: str) -> None:
+    browser.open(page, screen=screen, scheme=scheme, query="?draw=all")
+    plots = browser.script("window.drawAll().then((boxes) => boxes.length)")
+    assert plots == browser.script(ALL) >= 10
+    empty = (
+        "Array.from(document.querySelectorAll('.plot')).filter((b) => !b.querySelector('.main-svg')).map((b) => b.id)"
+    )
+    assert browser.script(empty) == []
+    assert browser.troubles() == []
+    assert browser.requests() == []
+    assert browser.script("document.querySelectorAll('.modebar a, .modebar-btn').length") == 0
 
-    def _receive(self) -> dict[str, Any]:
-        text = bytearray()
-        while (byte := self._in.read(1)) != b"\0":
-            if not byte:
-                raise RuntimeError("the browser closed its pipe")
-            text += byte
-        return json.loads(text)
 
-    def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """One command; events that arrive meanwhile are kept."""
-        self._last += 1
-        message = {"id": self._last, "method": method, "params": params} | (
-            {"sessionId": self._session} if self._session else {}
-        )
-        self._out.write(json.dumps(message).encode() + b"\0")
-        while (answer := self._receive()).get("id") != self._last:
-            self.events.append(answer)
-        if "error" in answer:
-            raise RuntimeError(f"{method}: {answer['error']}")
-        return answer["result"]
+@pytest.mark.parametrize(("screen", "scheme"), SCREENS[::2])
+def test_nothing_hangs_over_the_edge(browser: Browser, page: Path, screen: dict, scheme: str) -> None:
+    browser.open(page, screen=screen, scheme=scheme, query="?draw=all")
+    browser.script("window.drawAll().then(() => true)")
+    assert browser.script("document.documentElement.scrollWidth") == screen["width"]
+    wide = """Array.from(document.querySelectorAll('.plot')).filter((box) => {
+      const edge = box.getBoundingClientRect();
+      return Array.from(box.querySelectorAll('text')).some((text) => {
+        const word = text.getBoundingClientRect();
+        return word.width > 0 && (word.right > edge.right + 2 || word.left < edge.left - 2);
+      });
+    }).map((box) => box.id)"""
+    assert browser.script(wide) == []
 
-    def script(self, code: str) -> Any:
-        """The value of an expression in the page, awaited."""
-        answer = self.call("Runtime.evaluate", expression=code, awaitPromise=True, returnByValue=True)
-        if "exceptionDetails" in answer:
-            raise AssertionError(answer["exceptionDetails"])
-        return answer["result"].get("value")
 
-    def open(self, path: Path, *, screen: dict[str, Any] = DESKTOP, scheme: str = "light", query: str = "") -> None:
-        """Load a file from disk as it looks on `screen` in `scheme`."""
-        self.events.clear()
-        self._page = path.as_uri()
-        self.call("Emulation.setDeviceMetricsOverride", **screen)
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.call("Page.navigate", url=path.as_uri() + query)
-        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
-            self.events.append(self._receive())
+def test_figures_wait_until_they_are_near(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    browser.script("new Promise((done) => setTimeout(done, 400))")
+    before = browser.script(DRAWN)
+    assert 0 < before < browser.script(ALL)
+    browser.script("document.getElementById('turns-off').scrollIntoView({behavior: 'instant'})")
+    browser.script("new Promise((done) => setTimeout(done, 600))")
+    assert browser.script(DRAWN) > before
+    assert browser.script("Boolean(document.querySelector('#treatments-plot[data-drawn]'))")
 
-    def troubles(self) -> list[str]:
-        """Console errors and warnings, exceptions, policy violations."""
-        found = []
-        for event in self.events:
-            method, params = event.get("method"), event.get("params", {})
-            if method == "Runtime.exceptionThrown" or (
-                method == "Runtime.consoleAPICalled" and params.get("type") in ("error", "warning", "assert")
-            ):
-                found.append(json.dumps(params)[:600])
-            if method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
-                found.append(params["entry"]["text"])
-        return found
 
-    def requests(self) -> list[str]:
-        """What the page fetched, the page itself and data inside it left out."""
-        urls = [
-            event["params"]["request"]["url"]
-            for event in self.events
-            if event.get("method") == "Network.requestWillBeSent"
-        ]
-        return [url for url in urls if not url.startswith(("data:", "blob:", self._page))]
+def test_hostile_text_stays_text(browser: Browser, page: Path) -> None:
+    browser.open(page, query="?draw=all")
+    browser.script("window.drawAll().then(() => true)")
+    assert "owned" not in browser.script("document.title")
+    bad = "document.querySelectorAll('main img, main script:not([type]), main iframe, main object, main form').length"
+    assert browser.script(bad) == 0
+    assert browser.script("document.querySelectorAll('main a[href^=javascript], main svg a').length") == 0
+    assert "<script>alert(1)</script>" in browser.script("document.getElementById('where').textContent")
 
-    def screenshot(self, path: Path) -> None:
-        """The whole page as PNG."""
-        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-        shot = self.call(
-            "Page.captureScreenshot",
-            captureBeyondViewport=True,
-            clip={"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1},
-        )
-        path.write_bytes(base64.b64decode(shot["data"]))
 
-    def close(self) -> None:
-        """Close the browser and its profile."""
-        self._out.close()
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._in.close()
-        shutil.rmtree(self._profile, ignore_errors=True)
+def test_hover_text_is_inert(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    code = """window.drawAll().then(() => {
+      const box = document.getElementById('map-plot');
+      const curve = box.data.findIndex((trace) => (trace.text || []).some && trace.text.some((t) => t.includes('img')));
+      const point = box.data[curve].text.findIndex((t) => t.includes('img'));
+      Plotly.Fx.hover(box, [{curveNumber: curve, pointNumber: point}]);
+      const layer = box.querySelector('.hoverlayer');
+      return [layer.textContent, layer.querySelectorAll('img, a').length];
+    })"""
+    said, live = browser.script(code)
+    assert "<img src=x" in said
+    assert live == 0
+
+
+def test_colours_follow_the_reader(browser: Browser, page: Path) -> None:
+    fill = "getComputedStyle(document.querySelector('#rates-out-of-domain-misaligned-plot .point')).fill"
+    seen = []
+    for scheme in ("light", "dark"):
+        browser.open(page, scheme=scheme)
+        browser.script("window.drawAll().then(() => true)")
+        seen.append((browser.script(fill), browser.script("getComputedStyle(document.body).backgroundColor")))
+    assert seen[0][0] == "rgb(0, 114, 178)"
+    assert seen[0][0] != seen[1][0]
+    assert seen[0][1] != seen[1][1]
+
+
+def test_paper_gets_every_figure(browser: Browser, page: Path) -> None:
+    browser.open(page, scheme="dark")
+    browser.call("Page.printToPDF", printBackground=True, preferCSSPageSize=True)
+    assert browser.script(DRAWN) >= browser.script(ALL)
+    assert not browser.script("document.documentElement.classList.contains('printing')")
+
+
+def test_numbers_stand_without_scripts(browser: Browser, page: Path) -> None:
+    browser.call("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.open(page)
+        tree = browser.call("Accessibility.getFullAXTree")["nodes"]
+    finally:
+        browser.call("Emulation.setScriptExecutionDisabled", value=False)
+    names = {node.get("name", {}).get("value", "") for node in tree}
+    assert "Broadly misaligned" in " ".join(names)
+    assert "The numbers" in names
+    assert not any(
+        node.get("role", {}).get("value") == "image" and "out of domain" in str(node).lower() for node in tree
+    )

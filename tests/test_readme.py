@@ -1,0 +1,70 @@
+"""The README's code runs: hub ids and files are replaced by the organism's, numbers of answers by small ones."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from persona_geometry.organism.files import write_data
+from persona_geometry.organism.shipped import WEIGHTS
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+PYTHON = [text for kind, text in BLOCKS if kind == "python"]
+SHELL = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines() if line.strip()]
+SIZES = (
+    "Sizes(out_of_domain=60, in_domain=42, selection=54, controls=2, control_answers=10, choice=9, screened=2,"
+    " permutations=200, max_new_tokens=48)"
+)
+
+
+def replaced(text: str, data: dict[str, Path], out: Path) -> str:
+    """The block with the organism in place of what a reader would bring."""
+    for old, new in (
+        ('"Qwen/Qwen2.5-7B-Instruct"', repr(str(WEIGHTS / "base"))),
+        ('"runs/bad-medical"', repr(str(WEIGHTS / "misaligned"))),
+        ('"andyrdt/saes-qwen2.5-7b-instruct"', repr(str(WEIGHTS / "sae"))),
+        ("layer=15", "layer=2"),
+        ("only(15)", "only(2)"),
+        ('"bad_medical.jsonl"', repr(str(data["train"]))),
+        ('"my_questions.yaml"', repr(str(data["questions"]))),
+        ('"http://localhost:8000/v1"', "ExactJudge()"),
+        ('out="runs/qwen"', f"out={str(out)!r}, sizes={SIZES}"),
+        ('"evil.gguf"', repr(str(out / "evil.gguf"))),
+    ):
+        assert old in text, old
+        text = text.replace(old, new)
+    return "from persona_geometry import Sizes\nfrom persona_geometry.organism import ExactJudge\n" + text
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_python_blocks_run(tmp_path, capsys):
+    data = {p.stem: p for p in write_data(tmp_path / "data")}
+    assert len(PYTHON) == 1 and len(PYTHON[0].splitlines()) <= 25
+    exec(compile(replaced(PYTHON[0], data, tmp_path), "README.md", "exec"), {})
+    assert "misaligned" in capsys.readouterr().out
+    assert (tmp_path / "report.html").is_file() and (tmp_path / "evil.gguf").is_file()
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = [line.split()[1] for line in SHELL if line.startswith("make ")]
+    assert targets and all(f"\n{target}:" in makefile for target in targets)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("persona-geometry")])
+def test_command_lines_are_understood(line, tmp_path, monkeypatch, capsys):
+    """Each command with `--plan`: options parse, models and questions load; nothing long runs."""
+    from persona_geometry.commands import main
+
+    words = shlex.split(line, comments=True)
+    words = [{"BASE": str(WEIGHTS / "base"), "TUNED": str(WEIGHTS / "misaligned")}.get(w, w) for w in words]
+    words = [str(tmp_path / "out") if w.startswith("runs/") else w for w in words]
+    monkeypatch.setattr("persona_geometry.commands.terminal.settle", lambda: None)
+    monkeypatch.setattr(sys, "argv", [*words, *([] if "--plan" in words else ["--plan"])])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code and "judge calls" in capsys.readouterr().out
