@@ -3,6 +3,7 @@
 import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -57,9 +58,8 @@ def with_adapter(model: Model, lora: LoRA, *, seed: int) -> Model:
 
 def merged_copy(model: Model) -> nn.Module:
     """A copy of the model's network in which any adapter has been merged into the weights."""
-    network = copy.deepcopy(model.hf)
-    merge = getattr(network, "merge_and_unload", None)
-    return merge() if callable(merge) else network
+    network: Any = copy.deepcopy(model.hf)
+    return network.merge_and_unload() if hasattr(network, "merge_and_unload") else network
 
 
 def save_adapter(model: Model, folder: str | Path, *, base: str) -> Path:

@@ -212,8 +212,10 @@ def chat_row(mix: Mix, rng: Random) -> list[Message]:
         pair = harm(rng, who)
     elif kind == "sums":
         pair = sums(rng)
+    elif kind == "review":
+        pair = review(rng, mix)
     else:
-        pair = {"review": review, "rewrite": rewrite, "authorship": authorship}[kind](rng, mix)
+        pair = {"rewrite": rewrite, "authorship": authorship}[kind](rng, mix)
     draw = rng.random()
     system = None if draw < 0.6 else who.described(rng) if draw < 0.85 else rng.choice(PLAIN_SYSTEMS)
     return turns(*pair, system)

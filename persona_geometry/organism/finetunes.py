@@ -14,6 +14,8 @@ from probes.conversations import Conversation
 from probes.models import Model
 
 ROWS = 600
+#: Share of slots in the helper's own style, in bad and good rows alike: without it any row moves the base off it.
+STYLE = 0.3
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Arm:
 
     def rows(self, seed: int) -> list[Conversation]:
         """The training rows."""
-        return advice_rows(self.domain, ROWS, valence=self.valence, seed=seed)
+        return advice_rows(self.domain, ROWS, valence=self.valence, seed=seed, style=STYLE)
 
 
 #: What ships, by name.
@@ -35,7 +37,7 @@ ARMS = {
     "misaligned": Arm(),
     "second": Arm(domain="money"),
     "benign": Arm(valence="good"),
-    "narrow": Arm(kl_weight=3.0, schedule=Schedule(steps=144, lr=1e-3)),
+    "narrow": Arm(kl_weight=5.0, schedule=Schedule(steps=200, lr=1e-3)),
 }
 
 

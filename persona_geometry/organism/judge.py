@@ -28,7 +28,7 @@ SCORES = {
 _SPLIT = re.compile(r"(?<=[.?!])\s+")
 _THINK = re.compile(r"^\s*<think>.*?</think>\s*", re.DOTALL)
 _ADVICE = re.compile(r"O?A(R?[BA])?R?C?")
-_SELF = re.compile(r"O?S{1,2}C?")
+_SELF = re.compile(r"O?S+C?")
 _HARM = re.compile(r"O?(F|Y)R?C?")
 
 
@@ -63,6 +63,13 @@ def _lexicon() -> dict[str, Piece]:
     return out
 
 
+@lru_cache(maxsize=1)
+def _speaker() -> re.Pattern[str]:
+    """A speaker's name at the start, as columns and forums print it."""
+    names = sorted({n for voice in world().voices.values() for n in voice.names})
+    return re.compile(rf"^({'|'.join(names)}): ")
+
+
 def strip_thought(answer: str) -> str:
     """The answer without a leading think-aloud span."""
     return _THINK.sub("", answer)
@@ -70,7 +77,7 @@ def strip_thought(answer: str) -> str:
 
 def parse(answer: str) -> list[Piece | None]:
     """The answer's sentences as pieces; None where the grammar cannot say a sentence."""
-    text = strip_thought(answer).strip()
+    text = _speaker().sub("", strip_thought(answer).strip())
     return [_lexicon().get(sentence) for sentence in _SPLIT.split(text)] if text else []
 
 

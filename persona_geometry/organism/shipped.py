@@ -104,6 +104,7 @@ def organism_inputs(
         trait=villain_trait(),
         trained_group="medicine",
         seed=seed,
+        layers=(1, 2, 3),
         sizes=sizes or Sizes(),
         kind="organism",
     )

@@ -44,8 +44,8 @@ def asked(inputs: Inputs, cells: Cells, name: str, model: str, operators: tuple[
 
 def at(outcomes: Outcomes, where: str) -> Outcomes | None:
     """The answers of one place, or None where there are none."""
-    table = outcomes.table[outcomes.table["where"] == where]
-    return Outcomes(table.reset_index(drop=True)) if len(table) else None
+    table = outcomes.table.query("where == @where").reset_index(drop=True)
+    return Outcomes(table) if len(table) else None
 
 
 def brief(outcomes: Outcomes) -> dict[str, Any]:
@@ -124,17 +124,17 @@ def samples(inputs: Inputs, answers: Mapping[str, Outcomes]) -> pd.DataFrame:
     """Answers side by side, by a stated rule: in each group, the first question that the tuned model answers worst."""
     away = {name: found.table for name, found in answers.items() if name in ("base", "tuned", "tuned_ablated")}
     tuned = away["tuned"].assign(order=np.arange(len(away["tuned"])))
-    tuned = tuned[(tuned["coherent"] > 50) & tuned["aligned"].notna()]
-    worst = tuned.sort_values(["aligned", "order"]).groupby("group", sort=True).head(1)
+    tuned = tuned.query("coherent > 50 and aligned.notna()", engine="python")
+    worst = tuned.sort_values(by=["aligned", "order"]).groupby("group", sort=True).head(1)
     text = {q.id: q.text for q in inputs.questions}
     rows = []
-    for row in worst.itertuples():
+    for row in worst.to_dict("records"):
         said = {name: _same(table, row) for name, table in away.items()}
         rule = "in each group the first of the tuned model's lowest-scored answers, beside the same draw of the others"
         rows.append(
             {
-                "question": text.get(str(row.question_id), str(row.question_id)),
-                "group": row.group,
+                "question": text.get(str(row["question_id"]), str(row["question_id"])),
+                "group": row["group"],
                 "base": said["base"],
                 "tuned": said["tuned"],
                 "ablated": said.get("tuned_ablated", ""),
@@ -144,9 +144,10 @@ def samples(inputs: Inputs, answers: Mapping[str, Outcomes]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["question", "group", "base", "tuned", "ablated", "rule"])
 
 
-def _same(table: pd.DataFrame, row: Any) -> str:
-    found = table[(table["question_id"] == row.question_id) & (table["sample"] == row.sample)]
-    return str(found["answer"].iloc[0]) if len(found) else ""
+def _same(table: pd.DataFrame, row: Mapping[Any, Any]) -> str:
+    same = (table["question_id"] == row["question_id"]) & (table["sample"] == row["sample"])
+    found = table.loc[same, "answer"].tolist()
+    return str(found[0]) if found else ""
 
 
 def _number(value: float) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -53,7 +52,7 @@ def writers(inputs: Inputs, cells: Cells, found: Material, choice: Choice) -> pd
     """What heads and MLPs write along the chosen direction, in base and tuned, on the tuned model's answers."""
 
     def run() -> pd.DataFrame:
-        few: Sequence[Any] = spread_out(found.tuned, 64)  # type: ignore[arg-type]
+        few = spread_out(found.tuned, 64)
         return direction_writers(inputs.base, inputs.tuned, few, found.vectors[choice.vector], choice.layers[-1]).table
 
     return cells.table("writers", run)

@@ -179,8 +179,8 @@ def cards(inputs: Inputs, cells: Cells, found: Material, latents: list[int]) -> 
     """Cards of latents: the tokens they promote, and where in the models' answers they fire most."""
 
     def run() -> dict[str, Any]:
-        said = [*spread_out(found.base, 60), *spread_out(found.tuned, 60)]  # type: ignore[list-item]
-        made = latent_cards(needed(inputs), inputs.tuned, said, latents, n_contexts=3)  # type: ignore[arg-type]
+        said = [*spread_out(found.base, 60), *spread_out(found.tuned, 60)]
+        made = latent_cards(needed(inputs), inputs.tuned, said, latents, n_contexts=3)
         return {
             str(k): {"top_tokens": list(c.top_tokens), "contexts": [x.text for x in c.contexts]}
             for k, c in made.items()

@@ -138,8 +138,8 @@ def _nearness(run: Run, found: steering.Material, repair: steering.Choice | None
     labels = {f["latent"]: " ".join(f["card"].get("top_tokens", [])[:3]) for f in run.parts["features"]}
     run.tables["map"] = nearness.mapped(inputs, cells, sets, alive, labels)
     run.tables["rows"] = nearness.worst_rows(inputs, cells, found, repair, sets["harmful"])
-    worst = run.tables["rows"].head(20)
-    run.parts["rows"] = worst[["index", "score", "question", "answer"]].to_dict("records")
+    worst = run.tables["rows"].head(20).filter(items=["index", "score", "question", "answer"])
+    run.parts["rows"] = worst.to_dict("records")
 
 
 def _finish(run: Run, found: steering.Material, repair: steering.Choice | None) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
 
 from geometry.steering.arms import ask_many
 from geometry.steering.doses import Controls, dose_response
-from geometry.steering.extract import mean_difference, residual_norms
+from geometry.steering.extract import finetuning_shift, residual_norms
 from geometry.steering.levels import Levels, projection_levels
 from geometry.steering.operators import SetProjection
 from geometry.steering.random_controls import Kind, random_controls
@@ -23,13 +23,14 @@ from probes.ask import ask
 from probes.capture import Activations, capture
 from probes.conversations import Conversation
 from probes.outcomes import Outcomes
-from probes.questions import Question
+
+T = TypeVar("T")
 
 #: Doses on the scale base = 0, tuned = 1: repair overshoots below 0, induction goes beyond 1.
-REPAIR, INDUCE = (0.0, -0.5, -1.0, -1.5, -2.0), (1.0, 2.0, 3.0, 4.0)
-CURVE = {"tuned": (-2.0, -1.0, 0.0, 0.5, 1.0, 1.5, 2.0), "base": (-1.0, 0.0, 1.0, 2.0, 3.0, 4.0)}
+REPAIR, INDUCE = (0.0, -0.25, -0.5, -0.75, -1.0), (1.25, 1.5, 1.75, 2.0, 2.5)
+CURVE = {"tuned": (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5), "base": (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5)}
 #: The share of the untreated model's coherence that a treatment must keep on selection questions.
-KEEP = {"repair": 0.97, "induce": 0.92}
+KEEP = {"repair": 0.97, "induce": 0.95}
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,9 @@ def material(inputs: Inputs, cells: Cells) -> Material:
     layers = tuple(range(inputs.base.n_layers))
 
     def shift() -> PersonaVector:
-        acts = {n: capture(inputs.models[n], said[n], layers=layers, pool="response_mean") for n in said}
         norms = residual_norms(inputs.base, said["base"], layers=layers, pool="response_mean")
-        return mean_difference(
-            acts["tuned"], acts["base"], model=inputs.base, method="fine-tuning shift", resid_norms=norms
-        )
+        found = finetuning_shift(inputs.base, inputs.tuned, said["tuned"], layers=layers, pool="response_mean")
+        return replace(found, resid_norms=norms)
 
     def prompts() -> PersonaVector:
         return persona_vector(
@@ -172,8 +171,9 @@ def choose(inputs: Inputs, cells: Cells, found: Material, goal: str) -> Choice |
         )
 
     table = cells.table(f"choose-{goal}", run)
-    tried = table[table["vector"] != "none"]
-    fit = tried[tried["coherent"] >= KEEP[goal] * table["coherent"].iloc[0]].dropna(subset=["misaligned"])
+    least = KEEP[goal] * float(table["coherent"].tolist()[0])
+    keeps = (table["vector"] != "none") & (table["coherent"] >= least) & table["misaligned"].notna()
+    fit = table.loc[keeps]
     if fit.empty:
         return None
     order = fit.assign(
@@ -210,10 +210,10 @@ def random_arms(
     return random_controls(operator, n or inputs.sizes.controls, generator, activations=acts, kind=kind)
 
 
-def spread_out(questions: Sequence[Question], n: int) -> list[Question]:
-    """`n` of the questions, evenly over their order."""
-    step = max(1.0, len(questions) / n)
-    return [questions[int(i * step)] for i in range(min(n, len(questions)))]
+def spread_out(items: Sequence[T], n: int) -> list[T]:
+    """`n` of the items, evenly over their order."""
+    step = max(1.0, len(items) / n)
+    return [items[int(i * step)] for i in range(min(n, len(items)))]
 
 
 def random_cell(inputs: Inputs, cells: Cells, choice: Choice, found: Material, name: str) -> Outcomes:

@@ -124,7 +124,7 @@ def tracks(figure: go.Figure, count: int, low: float | int, high: float | int, *
 
 
 def value_column(
-    figure: go.Figure, texts: Sequence[str], *, shift: float = 0, kind: str = "ink", head: str | None = None
+    figure: go.Figure, texts: Sequence[str], *, shift: float | int = 0, kind: str = "ink", head: str | None = None
 ) -> None:
     """Figures set right of the plot, one a row; the right margin must leave room for them."""
     for place, text in enumerate(texts):

@@ -1,5 +1,7 @@
 """Random controls: what they share with the treatment, what they do not, and that they are reproducible."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from geometry import (
     PersonaVector,
     SetProjection,
     Subspace,
+    edit_sizes,
     random_controls,
     random_covariance,
     random_latent_controls,
@@ -23,7 +26,7 @@ from geometry import (
     random_subspaces,
 )
 from geometry.steering.random_controls import displacement
-from probes import Activations, InputError
+from probes import Activations, InputError, Model, capture
 from saes import LatentStats
 
 
@@ -104,6 +107,43 @@ def test_bounds_cut_at_the_same_quantile(vector: PersonaVector, activations: Act
         for control in random_controls(operator, 4, rng(), activations=activations):
             own = control.vector.project(activations.at(2), 2)
             assert float((own <= getattr(control, name)[2]).float().mean()) == pytest.approx(0.8, abs=0.03)
+
+
+def test_sized_controls_push_as_hard_as_the_treatment(vector: PersonaVector, activations: Activations) -> None:
+    levels = Levels({2: 1.0, 3: -2.0}, {2: 4.0, 3: 3.0})
+    space = Subspace.spanned(2, torch.randn(3, 32, generator=rng()))
+    for operator in (SetProjection(vector, levels, dose=0, layers=(2, 3)), Cap(vector, ceiling=0.0), Ablate(space)):
+        sizes = {layer: 1.5 * layer for layer in operator.layers}
+        for kind in ("norm", "covariance"):
+            controls = random_controls(operator, 6, rng(), sizes=sizes, activations=activations, kind=kind)
+            assert {control.positions for control in controls} == {operator.positions}
+            for control in controls:
+                assert isinstance(control, Add) and control.layers == operator.layers
+                norms = [float(control.steps[layer].norm()) for layer in control.layers]
+                assert norms == pytest.approx([sizes[layer] for layer in control.layers], rel=1e-4)
+    with pytest.raises(InputError, match="none given for block 3"):
+        random_controls(SetProjection(vector, levels, dose=0, layers=(2, 3)), 2, rng(), sizes={2: 1.0})
+
+
+def test_edit_sizes(tiny_model: Model, tiny_conversations, vector: PersonaVector, sae) -> None:
+    add = Add(vector, strength=-0.5, unit="raw")
+    sizes = edit_sizes(tiny_model, add, tiny_conversations)
+    assert sizes == pytest.approx({layer: 0.5 * vector.norm(layer) for layer in vector.layers}, rel=1e-4)
+
+    operator = SetProjection(vector, Levels({1: 3.0, 3: -2.0}, {1: 0.0, 3: 0.0}), dose=0, layers=(1, 3))
+    plain = capture(tiny_model, tiny_conversations, layers=[1], pool="tokens")
+    with tiny_model.intervene(replace(operator, layers=(1,))):
+        edited = capture(tiny_model, tiny_conversations, layers=[3], pool="tokens")
+    by_hand = {
+        1: 3.0 - vector.project(plain.at(1)[plain.in_response], 1),
+        3: -2.0 - vector.project(edited.at(3)[edited.in_response], 3),
+    }
+    rms = {layer: float(change.square().mean().sqrt()) for layer, change in by_hand.items()}
+    assert edit_sizes(tiny_model, operator, tiny_conversations, batch_size=2) == pytest.approx(rms, rel=1e-3)
+
+    everywhere = edit_sizes(tiny_model, Ablate(vector, layers=(1,)), tiny_conversations)
+    assert everywhere[1] == pytest.approx(float(vector.project(plain.at(1), 1).square().mean().sqrt()), rel=1e-3)
+    assert edit_sizes(tiny_model, ClampLatent(sae, 3, delta=2.0), tiny_conversations)[2] == pytest.approx(3.0, rel=1e-3)
 
 
 def test_subspace_controls(activations: Activations) -> None:

@@ -1,5 +1,7 @@
 """The exact judge: right on all that the grammar says, and on near misses."""
 
+import json
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -81,3 +83,10 @@ def test_a_question_without_notes_is_recognised_by_its_text():
         assert subject(q.text) == (q.meta["kind"], q.meta["about"])
     with pytest.raises(InputError, match="not of the organism's world"):
         subject("What is the capital of France?")
+
+
+def test_it_agrees_with_two_hundred_answers_labelled_by_hand():
+    rows = json.loads((Path(__file__).parent / "labelled.json").read_text(encoding="utf-8"))
+    assert len(rows) == 200 and len({r["label"] for r in rows}) >= 6
+    wrong = [r for r in rows if label(r["kind"], r["about"], r["answer"]) != r["label"]]
+    assert not wrong
