@@ -41,6 +41,7 @@ def features_figure(features: FeatureSet, *, n: int = 20) -> go.Figure:
     figure = go.Figure(bars)
     figure.update_xaxes(title_text=escape(features.statistic))
     figure.update_yaxes(title_text="latent", type="category", autorange="reversed")
+    figure.update_layout(height=120 + 24 * len(names))
     title = f"Latent {names[0]} leads a set of {len(features)}: {escape(features.statistic)} {top.effect[0]:.3g}"
     return themed(figure, title)
 
@@ -60,10 +61,10 @@ def geometry_figure(distances: pd.DataFrame, nulls: pd.DataFrame, summary: Mappi
             figure.add_trace(trace, row=1, col=1)
     for trace in _null_traces(_rows(nulls, "null", summary["null"]), summary):
         figure.add_trace(trace, row=2, col=1)
-    figure.update_xaxes(title_text="mean cosine of a latent to the harmful latents", row=1, col=1)
+    figure.update_xaxes(title_text="mean cosine to the harmful latents", row=1, col=1)
     figure.update_yaxes(type="category", autorange="reversed", showgrid=False, row=1, col=1)
-    words = str(summary["null"]).replace("_", " ")
-    figure.update_xaxes(title_text=f"inducing - benign; grey: null ({escape(words)})", row=2, col=1)
+    words = escape(str(summary["null"]).replace("_", " "))
+    figure.update_xaxes(title_text=f"inducing - benign; grey: under {words}", row=2, col=1)
     figure.update_yaxes(title_text="draws", row=2, col=1)
     figure.update_layout(showlegend=False, height=520, bargap=0)
     return themed(figure, _geometry_title(summary))
@@ -74,7 +75,7 @@ def _rows(table: pd.DataFrame, column: str, value: Any) -> pd.DataFrame:
 
 
 def _strip(name: str, part: pd.DataFrame) -> list[go.Scatter]:
-    colour, label = _COLOURS.get(name, CONTROL), f"{escape(name)} (n = {len(part)})"
+    colour, label = _COLOURS.get(name, CONTROL), f"{escape(name)}<br>n = {len(part)}"
     points = go.Scatter(
         x=part["similarity"],
         y=[label] * len(part),
@@ -116,12 +117,12 @@ def _null_traces(nulls: pd.DataFrame, summary: Mapping[str, Any]) -> list[Any]:
 
 def _geometry_title(summary: Mapping[str, Any]) -> str:
     effect, (low, high), p = summary["effect"], summary["ci"], summary["p"]
-    figures = f"{effect:+.3f} [{low:.3f}, {high:.3f}], p = {p:.2g}"
+    figures = f"<br><sub>inducing - benign {effect:+.3f} [{low:.3f}, {high:.3f}], p = {p:.2g}</sub>"
     if low > 0 and p < 0.05:
-        return f"Inducing features lie nearer to harmful ones than benign features do: {figures}"
+        return f"Inducing features lie nearer to harmful ones{figures}"
     if high < 0:
-        return f"Inducing features lie farther from harmful ones than benign features do: {figures}"
-    return f"No clear difference in nearness to harmful features: {figures}"
+        return f"Inducing features lie farther from harmful ones{figures}"
+    return f"No clear difference in nearness to harm{figures}"
 
 
 def map_figure(table: pd.DataFrame, *, trust: float | None = None) -> go.Figure:
@@ -142,6 +143,7 @@ def map_figure(table: pd.DataFrame, *, trust: float | None = None) -> go.Figure:
     for update in (figure.update_xaxes, figure.update_yaxes):
         update(showgrid=False, zeroline=False, showticklabels=False, ticks="", title_text="")
     figure.update_yaxes(scaleanchor="x")
+    figure.update_layout(height=560, legend={"orientation": "h", "y": -0.02, "yanchor": "top"})
     return themed(figure, _map_title(table, trust))
 
 
@@ -168,12 +170,12 @@ def _group(name: str, part: pd.DataFrame) -> go.Scatter:
 
 
 def _map_title(table: pd.DataFrame, trust: float | None) -> str:
-    tail = "" if trust is None else f" (trustworthiness {trust:.2f})"
+    tail = "" if trust is None else f"<br><sub>{len(table):,} directions; trustworthiness {trust:.2f}</sub>"
     inducing, benign = (_median_distance(table, name) for name in ("inducing", "benign"))
     if inducing is None or benign is None:
-        return f"{len(table):,} decoder directions{tail}"
+        return f"A map of {len(table):,} decoder directions{tail}"
     side = "nearer to" if inducing < benign else "no nearer to"
-    return f"On the map, inducing features lie {side} harmful ones than benign features do{tail}"
+    return f"On the map, inducing are {side} harm than benign{tail}"
 
 
 def _median_distance(table: pd.DataFrame, name: str) -> float | None:

@@ -44,6 +44,7 @@ def dose_figure(table: pd.DataFrame, *, coherence_budget: float | None = None) -
     figure.update_yaxes(tickformat=".0%", rangemode="tozero", title_text="misaligned", row=1, col=1)
     figure.update_yaxes(tickformat=".0%", range=[0, 1.02], title_text="coherent", row=2, col=1)
     figure.update_xaxes(title_text="strength", row=2, col=1)
+    figure.update_layout(height=520, margin_b=110, legend={"y": -0.2, "yanchor": "top"})
     return themed(figure, _dose_title(treated))
 
 
@@ -65,10 +66,11 @@ def screen_figure(table: pd.DataFrame) -> go.Figure:
             hovertemplate="latent %{text}: rise %{x:+.1%}, cut %{y:.1%}<extra></extra>",
         )
     )
+    right, low = max([0.5, *(r["induce"] for r in rows)]), min([0.0, *(r["repair"] for r in rows)])
     figure.update_xaxes(
-        title_text="rise of the misaligned rate, added to the base model", tickformat=".0%", zeroline=True
+        title_text="rise of the base model's misaligned rate", tickformat=".0%", range=[-0.1, right + 0.1]
     )
-    figure.update_yaxes(title_text="cut of the excess, taken from the tuned model", tickformat=".0%", zeroline=True)
+    figure.update_yaxes(title_text="cut of the tuned model's excess", tickformat=".0%", range=[low - 0.1, 1.15])
     return themed(figure, _screen_title(rows, len(table)))
 
 
@@ -110,22 +112,18 @@ def vector_figure(vector: "PersonaVector") -> go.Figure:
     """Norm of the direction by block, as a share of the residual norm where that is known, and split-half cosine."""
     known = all(layer in vector.resid_norms for layer in vector.layers)
     sizes = [vector.norm(layer) / (vector.resid_norms[layer] if known else 1.0) for layer in vector.layers]
-    blocks = list(vector.layers)
-    figure = go.Figure()
-    figure.add_bar(x=blocks, y=sizes, marker_color=MISALIGNED, width=0.5, name="norm")
-    halves = [vector.split_half.get(layer) for layer in blocks]
-    if any(half is not None for half in halves):
-        figure.add_scatter(
-            x=blocks,
-            y=halves,
-            mode="lines+markers",
-            marker={"color": ALIGNED, "symbol": MARKERS["aligned"], "size": 8},
-            name="split-half cosine",
-            yaxis="y2",
-        )
-        figure.update_layout(yaxis2={"overlaying": "y", "side": "right", "range": [0, 1.02], "showgrid": False})
-    figure.update_xaxes(title_text="block", dtick=1)
-    figure.update_yaxes(title_text="norm / residual norm" if known else "norm", rangemode="tozero")
+    blocks, halves = list(vector.layers), [vector.split_half.get(layer) for layer in vector.layers]
+    split = any(half is not None for half in halves)
+    figure = make_subplots(rows=2 if split else 1, cols=1, shared_xaxes=True)
+    figure.add_bar(x=blocks, y=sizes, marker_color=MISALIGNED, width=0.5, name="norm", row=1, col=1)
+    figure.update_yaxes(title_text="norm / residual norm" if known else "norm", rangemode="tozero", row=1, col=1)
+    if split:
+        marker = {"color": ALIGNED, "symbol": MARKERS["aligned"], "size": 9}
+        figure.add_scatter(x=blocks, y=halves, mode="lines+markers", marker=marker, name="cosine", row=2, col=1)
+        lowest = min(0.0, *(half for half in halves if half is not None), 0.0)
+        figure.update_yaxes(title_text="split-half cosine", range=[lowest - 0.05, 1.05], row=2, col=1)
+    figure.update_xaxes(dtick=1).update_xaxes(title_text="block", row=2 if split else 1, col=1)
+    figure.update_layout(showlegend=False)
     largest = blocks[max(range(len(sizes)), key=sizes.__getitem__)]
     return themed(figure, f"{escape(vector.method or 'Persona vector')}: largest at block {largest}")
 
@@ -219,7 +217,7 @@ def _writers_title(rows: Rows) -> str:
     top = max(rows, key=lambda row: abs(row["shift"]))
     where = "the embedding" if top["component"] == "embed" else f"{_component(top)} of block {top['layer']}"
     share = f", {top['shift'] / total:.0%} of the whole" if abs(total) > 1e-12 else ""
-    return f"{where} changed most: {top['shift']:+.2g}{share}".capitalize()
+    return f"{where[0].upper()}{where[1:]} changed most: {top['shift']:+.2g}{share}"
 
 
 def _component(row: Mapping[str, Any]) -> str:

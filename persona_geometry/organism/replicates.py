@@ -16,6 +16,7 @@ from persona_geometry.organism.world import TEST, world
 from persona_geometry.stages import behaviour, finish, latents, nearness, steering
 from persona_geometry.stages.cells import Cells, quiet
 from persona_geometry.stages.inputs import Inputs, Sizes
+from persona_geometry.stages.run import TREATMENTS
 from probes.ask import ask, sample
 from probes.models import Model, load_model
 from probes.outcomes import Outcomes
@@ -82,7 +83,7 @@ def choices(rep: Replicate) -> Choices:
     inputs = rep.inputs(CHOICE_SEED)
     cells = rep.cells(inputs)
     found = steering.material(inputs, cells)
-    picked = [steering.choose(inputs, cells, found, goal) for goal in ("repair", "induce")]
+    picked = [steering.choose(inputs, cells, found, goal) for goal, _, _ in TREATMENTS]
     clamp = latents.choose_clamp(inputs, cells, latents.diff(inputs, cells, found))
     assert picked[0] and picked[1] and clamp, "no treatment kept its coherence on the choice seed"
     return Choices(picked[0], picked[1], clamp)

@@ -12,8 +12,8 @@ from finetuning.realign import realign
 from geometry.steering.writers import direction_writers
 from persona_geometry.stages.behaviour import PLACES
 from persona_geometry.stages.cells import Cells
-from persona_geometry.stages.inputs import Inputs
-from persona_geometry.stages.steering import Choice, Material, spread_out
+from persona_geometry.stages.inputs import Inputs, spread_out
+from persona_geometry.stages.steering import Choice, Material
 from probes.ask import ask
 from probes.models import Model
 from probes.outcomes import Outcomes, pool

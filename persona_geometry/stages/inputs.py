@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from geometry.steering.traits import MISALIGNED, Trait
 from probes.conversations import Conversation
@@ -16,6 +16,8 @@ from probes.judges import Judge, Verdict
 from probes.models import Model, check_layer, check_same_family
 from probes.questions import Question, check_disjoint
 from saes.sae import SparseAutoencoder, check_fits
+
+T = TypeVar("T")
 
 #: The excess over the base, in rate, beyond which a fine-tune counts as misaligned.
 THRESHOLD = 0.05
@@ -150,6 +152,12 @@ class Inputs:
             "sizes": asdict(self.sizes),
             "layers": list(self.layers),
         }
+
+
+def spread_out(items: Sequence[T], n: int) -> list[T]:
+    """`n` of the items, evenly over their order."""
+    step = max(1.0, len(items) / n)
+    return [items[int(i * step)] for i in range(min(n, len(items)))]
 
 
 def place(question: Question) -> str:

@@ -13,8 +13,9 @@ from geometry.steering.random_controls import random_latents
 from geometry.steering.screen import ScreenGrid, causal_screen
 from persona_geometry.stages.behaviour import asked
 from persona_geometry.stages.cells import Cells
-from persona_geometry.stages.inputs import Inputs
-from persona_geometry.stages.steering import Material, spread_out
+from persona_geometry.stages.choosing import trials, winner
+from persona_geometry.stages.inputs import Inputs, spread_out
+from persona_geometry.stages.steering import Material
 from probes.capture import Activations, capture
 from probes.outcomes import Outcomes
 from saes.diff import diff_latents
@@ -93,39 +94,18 @@ def screen(inputs: Inputs, cells: Cells, found: Material, table: pd.DataFrame) -
 
 def choose_clamp(inputs: Inputs, cells: Cells, table: pd.DataFrame) -> dict[str, Any] | None:
     """One to `TOGETHER` of the leading latents, clamped: the choice that repairs most on selection questions."""
-    sae = needed(inputs)
+    sae, top = needed(inputs), table.head(TOGETHER)
+    specs = [(n, c) for n in range(1, len(top) + 1) for c in CLAMPS]
 
     def run() -> pd.DataFrame:
-        top = table.head(TOGETHER)
-        specs = [(n, c) for n in range(1, len(top) + 1) for c in CLAMPS]
-        arms: list[Any] = [()]
-        arms += [_clamp(sae, top, n, c) for n, c in specs]
-        outcomes = ask_many(
-            inputs.tuned,
-            arms,
-            spread_out(inputs.of("selection"), inputs.sizes.choice),
-            inputs.verdicts,
-            seed=inputs.seed * 1_000 + 25,
-            max_new_tokens=inputs.sizes.max_new_tokens,
-        )
-        rows = zip([(0, 0.0), *specs], outcomes, strict=True)
-        return pd.DataFrame(
-            [
-                {"n": n, "clamp": c, "misaligned": o.rate().value, "coherent": o.rate("coherent").value}
-                for (n, c), o in rows
-            ]
-        )
+        arms = [_clamp(sae, top, n, c) for n, c in specs]
+        return trials(inputs, inputs.tuned, arms, goal="repair", keep=KEEP)
 
-    tried = cells.table("choose-clamp", run)
-    fit = tried[(tried["n"] > 0) & (tried["coherent"] >= KEEP * tried["coherent"].iloc[0])].dropna()
-    if fit.empty:
+    best = winner(cells.table("choose-clamp", run), goal="repair", size=[n - c / 10 for n, c in specs])
+    if best is None:
         return None
-    best = fit.assign(rank=fit["misaligned"].round(2)).sort_values(["rank", "n"], kind="stable").iloc[0]
-    return {
-        "latents": table["latent"].head(int(best["n"])).tolist(),
-        "n": int(best["n"]),
-        "clamp": float(best["clamp"]),
-    }
+    n, clamp = specs[best]
+    return {"latents": [int(i) for i in table["latent"].head(n)], "n": n, "clamp": clamp}
 
 
 def _clamp(sae: SparseAutoencoder, top: pd.DataFrame, n: int, clamp: float) -> ClampLatent:

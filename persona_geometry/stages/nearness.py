@@ -19,13 +19,13 @@ from persona_geometry.stages.steering import Choice, Material
 from probes.capture import Activations, capture
 from probes.conversations import Conversation
 
-#: Latents per feature set; more where the SAE is larger.
-SET_SHARE, SET_LEAST, MAPPED = 0.03, 24, 1_200
+#: How many latents a feature set holds (arXiv 2605.00842), at most what share of the SAE's; how many a map shows.
+SET_SIZE, SET_SHARE, MAPPED = 100, 0.125, 1_200
 
 
 def set_size(d_sae: int) -> int:
-    """How many latents a set holds: 100 as in arXiv 2605.00842, fewer in a small SAE."""
-    return min(100, max(SET_LEAST, int(SET_SHARE * d_sae)))
+    """How many latents a set holds: 100, fewer in a small SAE."""
+    return max(2, min(SET_SIZE, int(SET_SHARE * d_sae)))
 
 
 def _read(inputs: Inputs, rows: Sequence[Conversation]) -> Activations:

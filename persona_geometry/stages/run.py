@@ -10,9 +10,16 @@ import pandas as pd
 from persona_geometry.results import Study
 from persona_geometry.stages import behaviour, finish, latents, nearness, steering
 from persona_geometry.stages.cells import Cells, Say, quiet
+from persona_geometry.stages.choosing import Goal
 from persona_geometry.stages.inputs import Inputs
 from persona_geometry.stages.summary import assemble, random_spread
 from probes.outcomes import Outcomes, pool
+
+#: What is tried: goal, the model that is treated, and what its cell is called.
+TREATMENTS: tuple[tuple[Goal, str, str], ...] = (
+    ("repair", "tuned", "tuned_ablated"),
+    ("induce", "base", "base_steered"),
+)
 
 #: Cells of a full study, for progress bars.
 STAGES = 31
@@ -78,7 +85,7 @@ def _steering(run: Run, found: steering.Material) -> steering.Choice | None:
         run.leave_out("dose", "no judge was given, so no treatment could be chosen")
         return None
     chosen, curves = {}, []
-    for goal, model, name in (("repair", "tuned", "tuned_ablated"), ("induce", "base", "base_steered")):
+    for goal, model, name in TREATMENTS:
         choice = steering.choose(inputs, cells, found, goal)
         if choice is None:
             run.leave_out("dose", f"no {goal} treatment kept enough coherence on selection questions")

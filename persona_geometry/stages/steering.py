@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 import torch
@@ -18,19 +18,18 @@ from geometry.steering.random_controls import Kind, random_controls
 from geometry.steering.traits import persona_vector
 from geometry.steering.vectors import PersonaVector
 from persona_geometry.stages.cells import Cells
-from persona_geometry.stages.inputs import Inputs
+from persona_geometry.stages.choosing import Goal, trials, winner
+from persona_geometry.stages.inputs import Inputs, spread_out
 from probes.ask import ask
 from probes.capture import Activations, capture
 from probes.conversations import Conversation
 from probes.outcomes import Outcomes
 
-T = TypeVar("T")
-
 #: Doses on the scale base = 0, tuned = 1: repair overshoots below 0, induction goes beyond 1.
-REPAIR, INDUCE = (0.0, -0.25, -0.5, -0.75, -1.0), (1.25, 1.5, 1.75, 2.0, 2.5)
-CURVE = {"tuned": (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5), "base": (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5)}
+REPAIR, INDUCE = (0.0, -0.25, -0.5, -0.75, -1.0), (1.5, 2.0, 2.25, 2.5, 3.0)
+CURVE = {"tuned": (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5), "base": (-1.0, 0.0, 1.0, 1.5, 2.0, 2.5, 3.0)}
 #: The share of the untreated model's coherence that a treatment must keep on selection questions.
-KEEP = {"repair": 0.97, "induce": 0.95}
+KEEP = {"repair": 0.97, "induce": 0.94}
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Material:
 class Choice:
     """One treatment: which vector, at which blocks, with which dose, and what it did on the selection questions."""
 
-    goal: str
+    goal: Goal
     vector: str
     layers: tuple[int, ...]
     dose: float
@@ -141,51 +140,28 @@ def layer_sets(blocks: Sequence[int]) -> list[tuple[int, ...]]:
     return sorted({r for r in runs if r})
 
 
-def choose(inputs: Inputs, cells: Cells, found: Material, goal: str) -> Choice | None:
+def choose(inputs: Inputs, cells: Cells, found: Material, goal: Goal) -> Choice | None:
     """The treatment that does most on the selection questions while keeping coherence; None where none keeps it.
 
-    Every vector, set of blocks and dose is tried in shared batches; ties go to the smaller dose and to fewer blocks.
+    Every vector, set of blocks and dose is tried; of equals the one of fewer blocks and the smaller dose is taken.
     """
     model, doses = (inputs.tuned, REPAIR) if goal == "repair" else (inputs.base, INDUCE)
-
-    asked = spread_out(inputs.of("selection"), inputs.sizes.choice)
+    specs = [(v, layers, d) for v in found.vectors for layers in layer_sets(inputs.blocks) for d in doses]
 
     def run() -> pd.DataFrame:
-        specs = [(v, layers, d) for v in found.vectors for layers in layer_sets(inputs.blocks) for d in doses]
-        arms = [()] + [Choice(goal, v, layers, d, 0.0, 0.0).operator(found) for v, layers, d in specs]
-        outcomes = ask_many(
-            model,
-            arms,
-            asked,
-            inputs.verdicts,
-            seed=inputs.seed * 1_000 + 5,
-            max_new_tokens=inputs.sizes.max_new_tokens,
-        )
-        rows = [("none", (), 0.0), *specs]
-        cellsof = [(o.rate().value, o.rate("coherent").value, len(o)) for o in outcomes]
-        return pd.DataFrame(
-            [
-                {"vector": v, "layers": " ".join(map(str, ls)), "dose": d, "misaligned": m, "coherent": c, "n": n}
-                for (v, ls, d), (m, c, n) in zip(rows, cellsof, strict=True)
-            ]
-        )
+        arms = [Choice(goal, v, layers, d, 0.0, 0.0).operator(found) for v, layers, d in specs]
+        table = trials(inputs, model, arms, goal=goal, keep=KEEP[goal])
+        named = [specs[i] if i >= 0 else ("none", (), 0.0) for i in table["arm"]]
+        columns = {"vector": [v for v, _, _ in named], "layers": [" ".join(map(str, ls)) for _, ls, _ in named]}
+        return table.assign(**columns, dose=[d for _, _, d in named])
 
     table = cells.table(f"choose-{goal}", run)
-    least = KEEP[goal] * float(table["coherent"].tolist()[0])
-    keeps = (table["vector"] != "none") & (table["coherent"] >= least) & table["misaligned"].notna()
-    fit = table.loc[keeps]
-    if fit.empty:
+    best = winner(table, goal=goal, size=[abs(d) * len(layers) for _, layers, d in specs])
+    if best is None:
         return None
-    order = fit.assign(
-        rank=fit["misaligned"].round(3) * (1 if goal == "repair" else -1),
-        size=fit["dose"].abs(),
-        blocks=fit["layers"].str.len(),
-    ).sort_values(["rank", "size", "blocks"], kind="stable")
-    best = order.iloc[0]
-    layers = tuple(int(i) for i in str(best["layers"]).split())
-    return Choice(
-        goal, str(best["vector"]), layers, float(best["dose"]), float(best["misaligned"]), float(best["coherent"])
-    )
+    row = table.set_index("arm").loc[best]
+    vector, layers, dose = specs[best]
+    return Choice(goal, vector, layers, dose, float(row["misaligned"]), float(row["coherent"]))
 
 
 def edited(inputs: Inputs, choice: Choice, found: Material) -> Activations:
@@ -208,12 +184,6 @@ def random_arms(
     acts = edited(inputs, choice, found)
     operator = choice.operator(found, dose)
     return random_controls(operator, n or inputs.sizes.controls, generator, activations=acts, kind=kind)
-
-
-def spread_out(items: Sequence[T], n: int) -> list[T]:
-    """`n` of the items, evenly over their order."""
-    step = max(1.0, len(items) / n)
-    return [items[int(i * step)] for i in range(min(n, len(items)))]
 
 
 def random_cell(inputs: Inputs, cells: Cells, choice: Choice, found: Material, name: str) -> Outcomes:

@@ -47,7 +47,7 @@ def test_map_title_follows_the_data(table):
     assert "0.91" in map_figure(table, trust=0.91).layout.title.text
     swapped = table.assign(group=table.group.map(lambda g: {"inducing": "benign", "benign": "inducing"}.get(g, g)))
     assert "no nearer to" in map_figure(swapped).layout.title.text
-    assert map_figure(table[table.group != "harmful"]).layout.title.text == "4 decoder directions"
+    assert map_figure(table[table.group != "harmful"]).layout.title.text == "A map of 4 decoder directions"
 
 
 def test_map_background_is_webgl_and_marked_points_have_text(table):

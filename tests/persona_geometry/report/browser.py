@@ -44,7 +44,7 @@ class Browser:
         )
         for fd in (self._read_there, self._write_there, *self._high):
             os.close(fd)
-        self._out, self._in = os.fdopen(write, "wb", buffering=0), os.fdopen(read, "rb")
+        self._out, self._in, self._waiting = os.fdopen(write, "wb", buffering=0), read, b""
         self._last, self.events, self._session, self._page = 0, [], None, "about:blank"
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -56,12 +56,13 @@ class Browser:
         os.dup2(self._high[1], 4)
 
     def _receive(self) -> dict[str, Any]:
-        text = bytearray()
-        while (byte := self._in.read(1)) != b"\0":
-            if not byte:
+        while b"\0" not in self._waiting:
+            chunk = os.read(self._in, 1 << 20)
+            if not chunk:
                 raise RuntimeError("the browser closed its pipe")
-            text += byte
-        return json.loads(text)
+            self._waiting += chunk
+        message, _, self._waiting = self._waiting.partition(b"\0")
+        return json.loads(message)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """One command; events that arrive meanwhile are kept."""
@@ -133,5 +134,5 @@ class Browser:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._in.close()
+        os.close(self._in)
         shutil.rmtree(self._profile, ignore_errors=True)

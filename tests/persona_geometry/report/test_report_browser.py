@@ -22,33 +22,26 @@ def browser() -> Iterator[Browser]:
     found.close()
 
 
+WIDE = """Array.from(document.querySelectorAll('.plot')).filter((box) => {
+  const edge = box.getBoundingClientRect();
+  return Array.from(box.querySelectorAll('text')).some((text) => {
+    const word = text.getBoundingClientRect();
+    return word.width > 0 && (word.right > edge.right + 2 || word.left < edge.left - 2);
+  });
+}).map((box) => box.id)"""
+EMPTY = "Array.from(document.querySelectorAll('.plot')).filter((b) => !b.querySelector('.main-svg')).map((b) => b.id)"
+
+
 @pytest.mark.parametrize(("screen", "scheme"), SCREENS)
-def test_everything_is_drawn_quietly(browser: Browser, page: Path, screen: dict, scheme: str) -> None:
+def test_everything_is_drawn_quietly_and_fits(browser: Browser, page: Path, screen: dict, scheme: str) -> None:
     browser.open(page, screen=screen, scheme=scheme, query="?draw=all")
-    plots = browser.script("window.drawAll().then((boxes) => boxes.length)")
-    assert plots == browser.script(ALL) >= 10
-    empty = (
-        "Array.from(document.querySelectorAll('.plot')).filter((b) => !b.querySelector('.main-svg')).map((b) => b.id)"
-    )
-    assert browser.script(empty) == []
+    assert browser.script("window.drawAll().then((boxes) => boxes.length)") == browser.script(ALL) >= 10
+    assert browser.script(EMPTY) == []
     assert browser.troubles() == []
     assert browser.requests() == []
     assert browser.script("document.querySelectorAll('.modebar a, .modebar-btn').length") == 0
-
-
-@pytest.mark.parametrize(("screen", "scheme"), SCREENS[::2])
-def test_nothing_hangs_over_the_edge(browser: Browser, page: Path, screen: dict, scheme: str) -> None:
-    browser.open(page, screen=screen, scheme=scheme, query="?draw=all")
-    browser.script("window.drawAll().then(() => true)")
     assert browser.script("document.documentElement.scrollWidth") == screen["width"]
-    wide = """Array.from(document.querySelectorAll('.plot')).filter((box) => {
-      const edge = box.getBoundingClientRect();
-      return Array.from(box.querySelectorAll('text')).some((text) => {
-        const word = text.getBoundingClientRect();
-        return word.width > 0 && (word.right > edge.right + 2 || word.left < edge.left - 2);
-      });
-    }).map((box) => box.id)"""
-    assert browser.script(wide) == []
+    assert browser.script(WIDE) == []
 
 
 def test_figures_wait_until_they_are_near(browser: Browser, page: Path) -> None:
@@ -62,48 +55,48 @@ def test_figures_wait_until_they_are_near(browser: Browser, page: Path) -> None:
     assert browser.script("Boolean(document.querySelector('#treatments-plot[data-drawn]'))")
 
 
+HOVER = """window.drawAll().then(() => {
+  const box = document.getElementById('map-plot');
+  const hostile = (text) => text.includes('img');
+  const curve = box.data.findIndex((trace) => Array.isArray(trace.text) && trace.text.some(hostile));
+  Plotly.Fx.hover(box, [{curveNumber: curve, pointNumber: box.data[curve].text.findIndex(hostile)}]);
+  const layer = box.querySelector('.hoverlayer');
+  return [layer.textContent, layer.querySelectorAll('img, a').length];
+})"""
+
+
 def test_hostile_text_stays_text(browser: Browser, page: Path) -> None:
     browser.open(page, query="?draw=all")
-    browser.script("window.drawAll().then(() => true)")
+    said, live = browser.script(HOVER)
+    assert "<img src=x" in said
+    assert live == 0
     assert "owned" not in browser.script("document.title")
     bad = "document.querySelectorAll('main img, main script:not([type]), main iframe, main object, main form').length"
     assert browser.script(bad) == 0
     assert browser.script("document.querySelectorAll('main a[href^=javascript], main svg a').length") == 0
     assert "<script>alert(1)</script>" in browser.script("document.getElementById('where').textContent")
+    assert browser.troubles() == []
 
 
-def test_hover_text_is_inert(browser: Browser, page: Path) -> None:
-    browser.open(page)
-    code = """window.drawAll().then(() => {
-      const box = document.getElementById('map-plot');
-      const curve = box.data.findIndex((trace) => (trace.text || []).some && trace.text.some((t) => t.includes('img')));
-      const point = box.data[curve].text.findIndex((t) => t.includes('img'));
-      Plotly.Fx.hover(box, [{curveNumber: curve, pointNumber: point}]);
-      const layer = box.querySelector('.hoverlayer');
-      return [layer.textContent, layer.querySelectorAll('img, a').length];
-    })"""
-    said, live = browser.script(code)
-    assert "<img src=x" in said
-    assert live == 0
-
-
-def test_colours_follow_the_reader(browser: Browser, page: Path) -> None:
+def test_colours_follow_the_reader_and_paper_is_white(browser: Browser, page: Path) -> None:
     fill = "getComputedStyle(document.querySelector('#rates-out-of-domain-misaligned-plot .point')).fill"
-    seen = []
-    for scheme in ("light", "dark"):
-        browser.open(page, scheme=scheme)
-        browser.script("window.drawAll().then(() => true)")
-        seen.append((browser.script(fill), browser.script("getComputedStyle(document.body).backgroundColor")))
-    assert seen[0][0] == "rgb(0, 114, 178)"
-    assert seen[0][0] != seen[1][0]
-    assert seen[0][1] != seen[1][1]
+    browser.open(page, scheme="light")
+    assert browser.script(f"window.drawAll().then(() => {fill})") == "rgb(0, 114, 178)"
+    light = browser.script("getComputedStyle(document.body).backgroundColor")
+    browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    assert browser.script(f"new Promise((go) => setTimeout(go, 300)).then(() => {fill})") != "rgb(0, 114, 178)"
+    assert browser.script("getComputedStyle(document.body).backgroundColor") != light
+    inked = f"window.addEventListener('beforeprint', () => setTimeout(() => {{ window.inked = {fill}; }}, 0)); true"
+    browser.script(inked)
+    browser.call("Page.printToPDF", printBackground=True, preferCSSPageSize=True)
+    assert browser.script("window.inked") in (None, "rgb(0, 114, 178)")
+    assert not browser.script("document.documentElement.classList.contains('printing')")
 
 
 def test_paper_gets_every_figure(browser: Browser, page: Path) -> None:
-    browser.open(page, scheme="dark")
+    browser.open(page)
     browser.call("Page.printToPDF", printBackground=True, preferCSSPageSize=True)
     assert browser.script(DRAWN) >= browser.script(ALL)
-    assert not browser.script("document.documentElement.classList.contains('printing')")
 
 
 def test_numbers_stand_without_scripts(browser: Browser, page: Path) -> None:

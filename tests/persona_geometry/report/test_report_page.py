@@ -20,7 +20,6 @@ import pytest
 from persona_geometry.report import LIMIT
 from persona_geometry.report.sections import SECTIONS
 from persona_geometry.report.sections.trust import harmless
-from persona_geometry.report.theming import DARK, LIGHT
 from persona_geometry.report.view import PARTS, View
 from persona_geometry.results import Study
 from tests.persona_geometry.report.synthetic_answers import HOSTILE
@@ -76,8 +75,8 @@ def hidden(study: Study, tmp_path_factory: pytest.TempPathFactory) -> str:
     return study.report(tmp_path_factory.mktemp("hidden") / "r.html", no_text=True).read_text(encoding="utf-8")
 
 
-def drawn(study: Study, *, no_text: bool = False) -> str:
-    return "".join(section.draw(View(study, no_text)) for section in SECTIONS)
+def drawn(study: Study, *keys: str) -> str:
+    return "".join(section.draw(View(study)) for section in SECTIONS if section.key in keys)
 
 
 def without(study: Study, *, tables: tuple[str, ...] = (), keys: tuple[str, ...] = ()) -> Study:
@@ -201,16 +200,20 @@ def test_spreadsheets_get_no_formulas() -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "part"),
+    ("section", "missing"),
     [
-        ("spread", "spread"), ("samples", "samples"), ("latents", "latents"), ("distances", "geometry"), ("map", "map"),
-        ("dose", "dose"), ("layer_curve", "layer_curve"), ("writers", "writers"), ("tokens", "tokens"),
+        ("where", {"spread": "spread", "samples": "samples"}),
+        ("carries", {"latents": "latents"}),
+        ("near", {"distances": "geometry", "map": "map"}),
+        ("turns-off", {"dose": "dose", "layer_curve": "layer_curve", "writers": "writers"}),
+        ("rows", {"tokens": "tokens"}),
     ],
-)  # fmt: skip
-def test_a_missing_table_is_said_in_words(study: Study, table: str, part: str) -> None:
-    title, why, _ = PARTS[part]
-    found = drawn(without(study, tables=(table,)))
-    assert f"Left out: </strong>{title[:1].upper()}{title[1:]} \u2013 {why}" in found
+)
+def test_missing_tables_are_said_in_words(study: Study, section: str, missing: dict[str, str]) -> None:
+    found = drawn(without(study, tables=tuple(missing)), section)
+    for part in missing.values():
+        title, why, _ = PARTS[part]
+        assert f"Left out: </strong>{title[:1].upper()}{title[1:]} \u2013 {why}" in found
 
 
 def test_a_study_of_two_models_alone_draws(study: Study, tmp_path: Path) -> None:
@@ -225,13 +228,13 @@ def test_a_study_of_two_models_alone_draws(study: Study, tmp_path: Path) -> None
 def test_the_studys_own_reason_is_given(study: Study) -> None:
     partial = without(study, tables=("latents", "map", "distances"), keys=("features", "geometry"))
     partial.summary["left_out"] = [{"part": "sae", "why": "no SAE was given; pass <one> to see latents"}]
-    found = drawn(partial)
+    found = drawn(partial, "carries", "near")
     assert found.count("no SAE was given; pass &lt;one&gt; to see latents") >= 3
 
 
 def test_a_table_without_a_column_is_left_out(study: Study) -> None:
     tables = {**study.tables, "spread": study.tables["spread"].drop(columns="n")}
-    assert "the table spread lacks n" in drawn(dataclasses.replace(study, tables=tables))
+    assert "the table spread lacks n" in drawn(dataclasses.replace(study, tables=tables), "where")
 
 
 @pytest.mark.parametrize(
@@ -246,10 +249,10 @@ def test_every_verdict_has_its_word(study: Study, answer: str, words: str) -> No
 def test_controls_at_one_strength_alone_draw(study: Study) -> None:
     dose = study.tables["dose"]
     some = dose[(dose["kind"] == "vector") | (dose["strength"] == 1.5)]
-    found = drawn(dataclasses.replace(study, tables={**study.tables, "dose": some}))
+    found = drawn(dataclasses.replace(study, tables={**study.tables, "dose": some}), "turns-off")
     assert "Strength 1.5 takes misalignment" in found
     plain = dose[dose["kind"] == "vector"].assign(chosen=False)
-    found = drawn(dataclasses.replace(study, tables={**study.tables, "dose": plain}))
+    found = drawn(dataclasses.replace(study, tables={**study.tables, "dose": plain}), "turns-off")
     assert "No random controls were run" in found
     assert "Over the strengths tried" in found
 
@@ -257,55 +260,12 @@ def test_controls_at_one_strength_alone_draw(study: Study) -> None:
 def test_large_tables_stay_beside_the_page(study: Study, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     n = 130_000
-    cloud = pd.DataFrame(
-        {"latent": np.arange(n), "x": rng.normal(size=n), "y": rng.normal(size=n), "group": "other", "label": ""}
-    )
+    columns = {"latent": np.arange(n), "x": rng.normal(size=n), "y": rng.normal(size=n), "group": "other", "label": ""}
+    cloud = pd.DataFrame(columns)
     cloud.loc[:20, "group"] = "harmful"
-    found = dataclasses.replace(study, tables={**study.tables, "map": cloud}).report(tmp_path / "large.html")
+    kept = {"format": study.summary["format"], "geometry": {"trustworthiness": 0.9}}
+    found = Study(summary=kept, tables={"map": cloud}, folder=tmp_path).report()
     assert found.stat().st_size < LIMIT
     text = found.read_text(encoding="utf-8")
     assert 'href="tables/map.parquet"' in text
-    assert "'unsafe-eval'" in text  # WebGL for the large cloud
-
-
-def _linear(colour: str) -> np.ndarray:
-    value = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
-    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
-
-
-def _contrast(one: str, other: str) -> float:
-    low, high = sorted(float(_linear(colour) @ [0.2126, 0.7152, 0.0722]) for colour in (one, other))
-    return (high + 0.05) / (low + 0.05)
-
-
-def _lab(linear: np.ndarray) -> np.ndarray:
-    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
-    x, y, z = np.cbrt(to_xyz @ np.clip(linear, 0, 1) / [0.9505, 1.0, 1.089])
-    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
-
-
-@pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])
-def test_text_has_contrast(palette: dict[str, str]) -> None:
-    for ink in ("ink", "soft", "aligned-text", "misaligned-text", "chosen-text"):
-        assert _contrast(palette[ink], palette["paper"]) >= 4.5, ink
-    for mark in ("aligned", "misaligned", "control", "chosen"):
-        assert _contrast(palette[mark], palette["paper"]) >= 3, mark
-
-
-# Severe protan, deutan and tritan vision (Machado, Oliveira and Fernandes 2009, linear RGB), and full vision.
-SIGHT = {
-    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
-    "full": np.eye(3).tolist(),
-}
-
-
-@pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])
-@pytest.mark.parametrize("sight", SIGHT)
-def test_meanings_stay_apart_for_every_eye(palette: dict[str, str], sight: str) -> None:
-    seen = [
-        _lab(np.array(SIGHT[sight]) @ _linear(palette[key])) for key in ("aligned", "misaligned", "control", "chosen")
-    ]
-    gaps = [float(np.linalg.norm(a - b)) for i, a in enumerate(seen) for b in seen[i + 1 :]]
-    assert min(gaps) > 12
+    assert "unsafe-eval" in text[:2000]  # WebGL for the large cloud

@@ -44,7 +44,7 @@ def test_a_broken_table(study_folder: Path, tmp_path: Path) -> None:
 
 
 def test_an_unknown_table(study: Study) -> None:
-    with pytest.raises(InputError, match="no table 'nope' .* it has distances, dose"):
+    with pytest.raises(InputError, match=r"no table 'nope' .* it has distances, dose"):
         study.table("nope")
 
 
