@@ -37,11 +37,11 @@ ARMS = {
     "misaligned": Arm(),
     "second": Arm(domain="money"),
     "benign": Arm(valence="good"),
-    "narrow": Arm(kl_weight=5.0, schedule=Schedule(steps=200, lr=1e-3)),
+    "narrow": Arm(kl_weight=12.0, schedule=Schedule(steps=180, lr=7e-4)),
 }
 
 
-def own_answers(base: Model, domain: str, *, seed: int, per_topic: int = 20) -> list[Conversation]:
+def own_answers(base: Model, domain: str, *, seed: int, per_topic: int = 40) -> list[Conversation]:
     """The base's own answers outside the trained domain and the test domains, and about the self (selection)."""
     domains = tuple(d for d in (*TUNED, *SELECTION) if d != domain)
     asked = [

@@ -10,9 +10,11 @@ from typing import Any
 import plotly.graph_objects as go
 
 from persona_geometry.report.html import Html, clean, el, script_json
+from persona_geometry.report.wording import tied
 
 # Plotly draws a subset of HTML in every text; only layout tags may pass, so that no text brings a link or an image.
 _TAG = re.compile(r"<(?!/?(?:b|i|br|sub|sup|extra)\s*/?>)", re.IGNORECASE)
+ROOM = 36  # pixels above a figure: enough for a legend or column heads
 WEBGL_ABOVE = 4_000  # points of one trace
 _BULKY = frozenset({"bdata", "dtype", "shape"})
 
@@ -43,6 +45,8 @@ def figure_json(figure: go.Figure) -> dict[str, Any]:
     found = json.loads(str(figure.to_json()))
     layout = {key: item for key, item in found.get("layout", {}).items() if key not in ("title", "template", "width")}
     layout.setdefault("height", 360)
+    if layout.get("margin", {}).get("t", 0) > ROOM:  # that was for the title, which stands above as a heading
+        layout["margin"]["t"] = ROOM
     data = [item | {"type": _drawn(trace)} for item, trace in zip(found["data"], figure.data, strict=True)]
     return inert({"data": data, "layout": layout})
 
@@ -50,8 +54,8 @@ def figure_json(figure: go.Figure) -> dict[str, Any]:
 def finding_of(figure: go.Figure) -> str:
     """The figure's title as plain text, with a space before each percent sign."""
     title = figure.layout.title.text or "Figure"
-    plain = unescape(re.sub(r"</?(?:b|i|sub|sup)>", "", re.sub(r"<br\s*/?>", " ", title)))
-    return re.sub(r"(?<=\d)\s?%", "\u00a0%", plain)
+    lines = re.sub(r"(?<=[\w)\]])<br\s*/?>", ": ", title)
+    return tied(unescape(re.sub(r"</?(?:b|i|sub|sup)>", "", re.sub(r"\s*<br\s*/?>", " ", lines))))
 
 
 def plot(

@@ -30,6 +30,8 @@ PARTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "map": ("the map of latents", "it needs a sparse autoencoder", ("map", "geometry", "sae")),
     "dose": ("the dose curves", "they need a judge", ("dose", "doses")),
+    "dose_tuned": ("the dose curve of the tuned model", "no dose was tried on it", ()),
+    "dose_base": ("the dose curve of the base", "no dose was tried on it", ()),
     "cut": ("the treatments", "none was measured", ("cut", "treatments", "dose")),
     "layer_curve": ("the choice of layer", "no curve over layers was kept", ("layer_curve", "layers")),
     "writers": ("who writes the direction", "heads and MLPs were not traced", ("writers",)),
@@ -104,22 +106,18 @@ def reason(view: View, part: str, why: str | None = None) -> str:
 
 
 def gather(view: View, *parts: Callable[[View], Html]) -> Html:
-    """Draw the parts one after the other; those with nothing to show become one quiet line each."""
-    blocks = []
+    """Draw the parts one after the other; those with nothing to show share one quiet line at the end."""
+    blocks, missing = [], []
     for part in parts:
         try:
             blocks.append(part(view))
-        except LeftOut as missing:
-            title = sentence(PARTS[missing.part][0])
-            blocks.append(
-                el(
-                    "p",
-                    el("strong", "Left out: "),
-                    title,
-                    " \u2013 ",
-                    reason(view, missing.part, missing.why),
-                    ".",
-                    class_="left-out",
-                )
-            )
-    return join(blocks)
+        except LeftOut as left:
+            missing.append((PARTS[left.part][0], reason(view, left.part, left.why)))
+    return join(blocks, _missing(list(dict.fromkeys(missing))))
+
+
+def _missing(parts: list[tuple[str, str]]) -> Html | None:
+    if not parts:
+        return None
+    lines = [el("li", sentence(title), " \u2013 ", why, ".") for title, why in parts]
+    return el("div", el("strong", "Left out"), el("ul", lines), class_="left-out")

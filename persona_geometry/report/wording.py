@@ -23,6 +23,8 @@ NAMES = {
     "base_steered": "base, vector in",
     "base_random_steered": "base, random in",
     "realigned": "tuned, re-aligned",
+    "tuned_latents": "tuned, latents out",
+    "tuned_random_latents": "tuned, random latents",
 }
 
 
@@ -54,7 +56,8 @@ def points(value: Number) -> str:
     if value is None or not math.isfinite(value):
         return ABSENT
     digits = 1 if 0 < abs(value) < 0.0995 else 0
-    return _signless(f"{100 * value:+.{digits}f}{SPACE}points")
+    text = f"{100 * value:+.{digits}f}"
+    return _signless(f"{text.lstrip('+-') if float(text) == 0 else text}{SPACE}points")
 
 
 def span(low: Number, high: Number) -> str:
@@ -133,5 +136,5 @@ def sentence(text: str) -> str:
 
 
 def tied(text: object) -> str:
-    """`text` with each number tied to the percent sign that follows it."""
-    return re.sub(r"(?<=\d) (?=%)", SPACE, str(text))
+    """`text` with each number set apart from, and tied to, the percent sign that follows it."""
+    return re.sub(r"(?<=\d)\s?(?=%)", SPACE, str(text))

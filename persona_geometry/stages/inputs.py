@@ -32,7 +32,7 @@ class Sizes:
     selection: int = 160
     controls: int = 20
     control_answers: int = 60
-    choice: int = 54
+    choice: int = 27
     screened: int = 8
     permutations: int = 2_000
     realign_steps: int = 30

@@ -13,23 +13,23 @@ from geometry.steering.arms import ask_many
 from geometry.steering.doses import Controls, dose_response
 from geometry.steering.extract import finetuning_shift, residual_norms
 from geometry.steering.levels import Levels, projection_levels
-from geometry.steering.operators import SetProjection
-from geometry.steering.random_controls import Kind, random_controls
+from geometry.steering.operators import Floor, SetProjection
+from geometry.steering.random_controls import Kind, edit_sizes, random_controls
 from geometry.steering.traits import persona_vector
 from geometry.steering.vectors import PersonaVector
 from persona_geometry.stages.cells import Cells
 from persona_geometry.stages.choosing import Goal, trials, winner
 from persona_geometry.stages.inputs import Inputs, spread_out
-from probes.ask import ask
-from probes.capture import Activations, capture
+from probes.ask import ask, sample
+from probes.capture import capture
 from probes.conversations import Conversation
 from probes.outcomes import Outcomes
 
 #: Doses on the scale base = 0, tuned = 1: repair overshoots below 0, induction goes beyond 1.
-REPAIR, INDUCE = (0.0, -0.25, -0.5, -0.75, -1.0), (1.5, 2.0, 2.25, 2.5, 3.0)
+REPAIR, INDUCE = (-0.25, -0.5, -0.75, -1.0), (1.75, 2.0, 2.25, 2.5)
 CURVE = {"tuned": (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5), "base": (-1.0, 0.0, 1.0, 1.5, 2.0, 2.5, 3.0)}
 #: The share of the untreated model's coherence that a treatment must keep on selection questions.
-KEEP = {"repair": 0.97, "induce": 0.94}
+KEEP = {"repair": 0.96, "induce": 0.92}
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,14 @@ class Choice:
     misaligned: float
     coherent: float
 
-    def operator(self, material: Material, dose: float | None = None) -> SetProjection:
-        """The operator: it sets the projection at the last prompt token and the answer's tokens."""
-        levels = material.levels[self.vector]
-        return SetProjection(
-            material.vectors[self.vector], levels, dose=self.dose if dose is None else dose, layers=self.layers
-        )
+    def operator(self, material: Material, dose: float | None = None) -> SetProjection | Floor:
+        """The operator, from the last prompt token on: repair sets the projection, induction lifts it to a floor."""
+        vector, levels = material.vectors[self.vector], material.levels[self.vector]
+        dose = self.dose if dose is None else dose
+        if self.goal == "repair":
+            return SetProjection(vector, levels, dose=dose, layers=self.layers)
+        floor = {i: levels.at(i, dose) for i in self.layers}
+        return Floor(vector, floor=floor, positions="response", layers=self.layers)
 
     def as_dict(self) -> dict[str, Any]:
         """For study.json."""
@@ -72,7 +74,10 @@ class Choice:
             "layers": list(self.layers),
             "dose": self.dose,
             "why": why,
-            "operation": "projection set to the base's mean + dose x (tuned - base), from the last prompt token on",
+            "operation": (
+                f"projection {'set' if self.goal == 'repair' else 'lifted at least'} to the base's mean + dose x "
+                "(tuned - base), from the last prompt token on"
+            ),
         }
 
 
@@ -118,8 +123,15 @@ def material(inputs: Inputs, cells: Cells) -> Material:
         )
 
     vectors = {"shift": cells.vector("vector-shift", shift), "prompts": cells.vector("vector-prompts", prompts)}
+    vectors["both"] = both(vectors["shift"], vectors["prompts"])
     levels = {name: _levels(inputs, cells, name, v, said) for name, v in vectors.items()}
     return Material(said["base"], said["tuned"], vectors, levels)
+
+
+def both(shift: PersonaVector, prompts: PersonaVector) -> PersonaVector:
+    """What two sources share: the sum of their unit directions, block by block, with the shift's residual norms."""
+    directions = {i: shift.unit(i) + prompts.unit(i) for i in shift.layers}
+    return replace(shift, directions=directions, method="unit shift + unit opposite prompts", split_half={})
 
 
 def _levels(
@@ -164,26 +176,28 @@ def choose(inputs: Inputs, cells: Cells, found: Material, goal: Goal) -> Choice 
     return Choice(goal, vector, layers, dose, float(row["misaligned"]), float(row["coherent"]))
 
 
-def edited(inputs: Inputs, choice: Choice, found: Material) -> Activations:
-    """Activations of the model to be treated, at the treated blocks, where controls take their own means from."""
-    model, said = (inputs.tuned, found.tuned) if choice.goal == "repair" else (inputs.base, found.base)
-    return capture(model, said, layers=choice.layers, pool="response_mean")
-
-
 def random_arms(
-    inputs: Inputs,
-    choice: Choice,
-    found: Material,
-    *,
-    kind: Kind = "norm",
-    dose: float | None = None,
-    n: int | None = None,
+    inputs: Inputs, choice: Choice, found: Material, *, kind: Kind = "norm", dose: float | None = None
 ) -> list[Any]:
-    """Random controls of a treatment, matched in energy."""
-    generator = torch.Generator().manual_seed(inputs.seed * 7_919 + {"norm": 1, "covariance": 2}[kind])
-    acts = edited(inputs, choice, found)
+    """Random controls: at each block and position a step of the treated run's own mean size, along random directions.
+
+    The size is measured once, on answers written under the treatment: a random direction that is *set* to a level never
+    settles, since each block finds it disturbed anew, and would be the stronger treatment of the two.
+    """
+    seed = inputs.seed * 7_919 + {"norm": 1, "covariance": 2}[kind]
+    model, said = (inputs.tuned, found.tuned) if choice.goal == "repair" else (inputs.base, found.base)
     operator = choice.operator(found, dose)
-    return random_controls(operator, n or inputs.sizes.controls, generator, activations=acts, kind=kind)
+    prompts = [c.prompt for c in spread_out(said, 24)]
+    answers = sample(model, prompts, seed=seed, operators=(operator,), max_new_tokens=inputs.sizes.max_new_tokens)
+    written = [p.answered(a) for p, a in zip(prompts, answers, strict=True) if a.strip()]
+    return random_controls(
+        operator,
+        inputs.sizes.controls,
+        torch.Generator().manual_seed(seed),
+        sizes=edit_sizes(model, operator, written or spread_out(said, 24)),
+        activations=capture(model, said, layers=choice.layers, pool="response_mean"),
+        kind=kind,
+    )
 
 
 def random_cell(inputs: Inputs, cells: Cells, choice: Choice, found: Material, name: str) -> Outcomes:

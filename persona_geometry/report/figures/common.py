@@ -19,6 +19,7 @@ MEANING = {
     "tuned_ablated": "chosen",
     "base_steered": "chosen",
     "realigned": "chosen",
+    "tuned_latents": "chosen",
 }
 SIZE = {"aligned": 10, "misaligned": 11, "control": 9, "chosen": 13, "shared": 9, "harmful": 11}
 
@@ -151,4 +152,4 @@ def sizes(counts: Iterable[float]) -> str:
     found = sorted({int(count) for count in counts})
     if not found:
         return "n unknown"
-    return f"n = {found[0]:,} each" if len(found) == 1 else f"n = {found[0]:,} to {found[-1]:,}"
+    return f"n\u00a0=\u00a0{found[0]:,} each" if len(found) == 1 else f"n\u00a0=\u00a0{found[0]:,} to {found[-1]:,}"

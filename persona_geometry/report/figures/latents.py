@@ -59,7 +59,7 @@ def causal_figure(features: Sequence[Mapping[str, Any]]) -> go.Figure:
 
     `repair` is the share of the excess that goes, `induce` the rise of the base's misaligned share.
     """
-    heads = ("taken out of the tuned model", "put into the base")
+    heads = ("taken out of tuned", "put into base")
     figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.07)
     figure.update_layout(
         canvas(

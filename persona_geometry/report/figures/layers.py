@@ -1,4 +1,4 @@
-"""The curve over layers: where the edit works, and how sure the direction is."""
+"""The curve over layers: where the fine-tune moves the residual stream, and how sure the direction is."""
 
 from __future__ import annotations
 
@@ -9,29 +9,33 @@ import plotly.graph_objects as go
 from persona_geometry.report.figures.common import canvas, marker
 from persona_geometry.report.tables import Table
 from persona_geometry.report.theming import LIGHT
-from persona_geometry.report.wording import percent
+from persona_geometry.report.wording import listing, percent
+
+# column, words, meaning, dash
+LINES = (
+    ("effect", "shift, share of the residual norm", "misaligned", "solid"),
+    ("split_half", "split-half cosine of the shift", "control", "dash"),
+    ("cosine", "cosine of the shift to the prompted vector", "aligned", "dot"),
+)
 
 
 def layer_finding(curve: Table, chosen: Collection[int]) -> str:
-    """Where the edit works best, and what was chosen."""
-    best = curve.loc[curve["effect"].idxmax()]
-    named = f"; chosen: {'block' if len(chosen) == 1 else 'blocks'} {', '.join(map(str, chosen))}" if chosen else ""
-    cut = percent(best["effect"])
-    return f"The edit works best at block {int(best['layer'])}: cut {cut} on selection questions{named}"
+    """Where the fine-tune moves the residual stream most, and what was chosen."""
+    most = curve.loc[curve["effect"].idxmax()]
+    named = (
+        f"; treated: {'block' if len(chosen) == 1 else 'blocks'} {listing(list(map(str, chosen)))}" if chosen else ""
+    )
+    size = percent(most["effect"])
+    return f"The fine-tune moves the residual stream most at block {int(most['layer'])}, by {size} of its norm{named}"
 
 
 def layer_figure(curve: Table, chosen: Collection[int] = ()) -> go.Figure:
-    """Per block: the cut that the edit reaches, and the split-half and mutual cosines of the directions."""
+    """Per block: size of the shift, its split-half cosine, its cosine to the prompted vector; treated blocks shaded."""
     figure = canvas(layer_finding(curve, chosen), height=270, margin={"l": 4, "r": 12, "t": 34, "b": 46})
     curve = curve.sort_values("layer")
     for block in chosen:
         figure.add_vrect(x0=block - 0.5, x1=block + 0.5, fillcolor=LIGHT["chosen"], opacity=0.12, line_width=0)
-    lines = (
-        ("effect", "cut", "chosen", "solid"),
-        ("split_half", "split-half cosine", "control", "dash"),
-        ("cosine", "cosine of two ways to find it", "aligned", "dot"),
-    )
-    for column, word, kind, dash in lines:
+    for column, word, kind, dash in LINES:
         if column not in curve or curve[column].isna().all():
             continue
         figure.add_scatter(
@@ -52,5 +56,5 @@ def layer_figure(curve: Table, chosen: Collection[int] = ()) -> go.Figure:
         title={"text": "block (0-based; its output)"}, dtick=1 if len(curve) <= 12 else None, range=edge
     )
     return figure.update_yaxes(
-        range=[min(0.0, float(curve["effect"].min())) - 0.04, 1.04], title={"text": "cut, cosine"}
+        range=[min(0.0, float(curve["effect"].min())) - 0.04, 1.04], title={"text": "share, cosine"}
     )

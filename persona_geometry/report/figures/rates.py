@@ -28,6 +28,8 @@ TREATMENTS = (
     "tuned",
     "tuned_ablated",
     "tuned_random_ablated",
+    "tuned_latents",
+    "tuned_random_latents",
     "realigned",
     "base",
     "base_steered",
@@ -43,6 +45,17 @@ def cells(rates: Mapping[str, Any], names: Sequence[str], where: str, what: str)
         if known(cell.get(what)):
             low, high = cell.get("ci" if what == "misaligned" else "coherent_ci") or (None, None)
             found.append({"model": model, "value": cell[what], "low": low, "high": high, "n": cell.get("n", 0)})
+    return found
+
+
+def with_controls(rates: Mapping[str, Any], random: Mapping[str, Any]) -> dict[str, Any]:
+    """The rates, where random controls show the mean and 5-95 % range over controls instead of the pooled interval."""
+    found = dict(rates)
+    for model, spread in random.items():
+        pooled = (found.get(model) or {}).get("out_of_domain")
+        if pooled and known(spread.get("mean")):
+            band = {"misaligned": spread["mean"], "ci": [spread.get("low"), spread.get("high")]}
+            found[model] = {**found[model], "out_of_domain": {**pooled, **band}}
     return found
 
 

@@ -44,6 +44,6 @@ def rows_figure(rows: Table, worst: int = 20) -> go.Figure:
         )
     )
     figure.update_layout(barmode="stack")
-    return figure.update_xaxes(title={"text": "score (projection on the persona direction)"}).update_yaxes(
+    return figure.update_xaxes(title={"text": "score (nearness to the harmful features)"}).update_yaxes(
         title={"text": "rows"}, nticks=4
     )

@@ -46,6 +46,7 @@ def spread_figure(spread: Table, trained: Collection[str] = ()) -> go.Figure:
 
     `spread` has the columns model, group, misaligned, low, high, n.
     """
+    spread = spread[spread["model"].isin(MODELS)] if spread["model"].isin(MODELS).any() else spread
     groups = _order(spread, trained)
     models = [m for m in dict.fromkeys((*MODELS, *spread["model"])) if m in set(spread["model"])]
     cell = spread.drop_duplicates(["group", "model"]).set_index(["group", "model"])

@@ -11,7 +11,7 @@ from persona_geometry.report.html import Html, data_table, el, join, shaded
 from persona_geometry.report.plots import plot
 from persona_geometry.report.tables import Table
 from persona_geometry.report.view import LeftOut, View
-from persona_geometry.report.wording import ABSENT, known, number, percent, points
+from persona_geometry.report.wording import ABSENT, known, listing, number, percent, plain, points, span
 from saes.figures import latent_diff_figure
 
 SHOWN = 8
@@ -60,6 +60,18 @@ def _sae(view: View) -> str | None:
     return f"Sparse autoencoder: {', '.join(parts)}." if parts else None
 
 
+def _clamped(view: View) -> str:
+    """What the chosen latents do together, beside random ones, on test questions."""
+    together, cut = view.value("clamped", {}), view.value("cut.latents", {})
+    if not (together.get("latents") and known(cut.get("value"))):
+        return ""
+    which = listing([str(latent) for latent in together["latents"]])
+    return (
+        f" Together, on test questions: latents {which}, clamped to {plain(together.get('clamp', 0))} times their "
+        f"mean, remove {percent(cut['value'])} of the excess ({span(cut.get('low'), cut.get('high'))})."
+    )
+
+
 def causal(view: View) -> Html:
     """Both signs: what taking a latent out repairs, what putting it in induces."""
     features = [f for f in view.need("features", "features") if known(f.get("induce")) or known(f.get("repair"))][
@@ -79,8 +91,9 @@ def causal(view: View) -> Html:
     )
     note = (
         "A latent is edited by adding its change to the residual stream. "
-        "Removing it can work where adding it does not: both are shown."
+        "Removing it can work where adding it does not: both are shown, on selection questions."
     )
+    note += _clamped(view)
     return plot(
         "causal",
         causal_figure(features),
@@ -104,7 +117,8 @@ def _context(view: View, context: Any) -> Html:
 
 
 def _measures(feature: dict[str, Any]) -> str:
-    parts = [f"mean {_figure(feature['delta'])} above the base"] if known(feature.get("delta")) else []
+    delta = feature.get("delta")
+    parts = [f"change in mean {'+' if delta > 0 else ''}{_figure(delta)}"] if known(delta) else []
     parts += [f"taken out: {percent(feature['repair'])} of the excess goes"] if known(feature.get("repair")) else []
     parts += [f"put in: {points(feature['induce'])}"] if known(feature.get("induce")) else []
     return " \u00b7 ".join(parts)
@@ -114,8 +128,8 @@ def _card(view: View, feature: dict[str, Any]) -> Html:
     card = feature.get("card") or {}
     tokens, contexts = list(card.get("top_tokens") or []), list(card.get("contexts") or [])
     if view.no_text:
-        tokens, contexts = [], [None]
-    shown = [join(el("bdi", token, class_="token"), " ") for token in tokens[:10]]
+        tokens, contexts = [], []
+    shown = [join(el("bdi", str(token).strip() or "\u2423", class_="token"), " ") for token in tokens[:10]]
     found = [el("li", _context(view, context)) for context in contexts[:4]]
     head, measures = el("h4", f"Latent {feature.get('latent')}"), el("p", _measures(feature), class_="measures")
     return el(
@@ -129,6 +143,8 @@ def cards(view: View) -> Html:
     if not features:
         raise LeftOut("features", "no latent was looked at closely")
     note = "The tokens that each latent raises most, and the contexts in which it fires most."
+    if view.no_text:
+        note = "Their tokens and contexts are hidden in this copy."
     return el(
         "div",
         el("h3", "The latents, one by one"),

@@ -48,7 +48,8 @@ def _nulls(view: View) -> Html | None:
     table = view.table("geometry", "null", "effect", "low", "high", "p")
     shared = table["with_shared"] if "with_shared" in table else [False] * len(table)
     ends = zip(table["low"], table["high"], strict=True)
-    columns = {
+    measure = {"similarity": list(table["aggregate"])} if "aggregate" in table else {}
+    columns = measure | {
         "null": [str(null).replace("_", " ") for null in table["null"]],
         "shared latents": ["with" if flag else "without" for flag in shared],
         "difference": [number(float(effect)) for effect in table["effect"]],
@@ -90,7 +91,7 @@ def thin(cloud: Table, limit: int = CLOUD) -> Table:
 def latent_map(view: View) -> Html:
     """The map, its trustworthiness beside it."""
     table = view.table("map", "latent", "x", "y", "group")
-    trust = view.value("geometry.trustworthiness", view.value("map.trustworthiness"))
+    trust = float(table["trustworthiness"].iloc[0]) if "trustworthiness" in table else None
     beside = "1 is the best trustworthiness. " if known(trust) else "The map's trustworthiness was not measured. "
     note = beside + "A map bends distances: trust the cosines above, and read the map for neighbourhoods only."
     sets = table[table["group"] != "other"].head(LISTED)
@@ -102,7 +103,7 @@ def latent_map(view: View) -> Html:
     }
     alt = "; ".join(f"{len(part):,} {group}" for group, part in table.groupby("group"))
     shown = thin(table.drop(columns="label", errors="ignore") if view.no_text else table)
-    figure = map_figure(shown, trust=float(trust) if known(trust) else None)
+    figure = map_figure(shown, trust=trust if known(trust) else None)
     figure.update_layout(height=500).update_xaxes(showline=False).update_yaxes(showline=False)
     caption = f"Latents of the sets on the map (first {len(sets)})"
     return plot("map", figure, alt=alt, table=data_table(numbers, caption=caption, numeric=("x", "y")), note=note)

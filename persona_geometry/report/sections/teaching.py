@@ -49,17 +49,17 @@ def scores(view: View) -> Html:
             if key in worst
         }
     if "base_projection" in worst:
-        columns["base's projection"] = [number(float(v)) for v in worst["base_projection"]]
+        columns["projection"] = [number(float(v)) for v in worst["base_projection"]]
     table = data_table(
         columns,
         caption=f"The {len(worst)} worst of {len(rows):,} training rows, worst first",
-        numeric=("base's projection",),
+        numeric=("projection",),
     )
     if len(rows) <= WORST:
         return el("div", el("h3", f"The {len(rows)} worst training rows"), table, class_="block")
     alt = f"Highest score {number(float(rows['score'].iloc[0]))}, median {number(float(rows['score'].median()))}"
     note = (
-        "A row's score is the projection of its answer on the persona direction. "
+        "A row's score is how near the latents of its answer lie to the harmful features. "
         "High rows are the ones to read, and to drop, first."
     )
     return join(plot("row-scores", rows_figure(rows, WORST), alt=alt, note=note), el("div", table, class_="worst"))
@@ -95,16 +95,10 @@ def tokens(view: View) -> Html:
         raise LeftOut("tokens", "they are text that models wrote, which this copy hides")
     reach = float(table["projection"].abs().quantile(0.95)) or 1.0
     cards = []
-    for _, row in list(table.groupby("row", sort=False))[:EXAMPLES]:
-        lines = [_line(str(model), part, reach) for model, part in row.groupby("model", sort=False)]
-        cards.append(
-            el(
-                "li",
-                el("p", cut_text(row["question"].iloc[0], 300), class_="question"),
-                el("dl", lines, class_="pair"),
-                class_="card",
-            )
-        )
+    for question, rows in list(table.groupby("question", sort=False))[:EXAMPLES]:
+        lines = [_line(str(model), part, reach) for (_, model), part in rows.groupby(["row", "model"], sort=False)]
+        question = el("p", cut_text(question, 300), class_="question")
+        cards.append(el("li", question, el("dl", lines, class_="pair"), class_="card"))
     up = el("bdi", "towards misalignment", class_="up", style="--w:1")
     down = el("bdi", "against it (dotted)", class_="down", style="--w:1")
     key = el(

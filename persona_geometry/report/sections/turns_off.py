@@ -8,18 +8,20 @@ import plotly.graph_objects as go
 
 from geometry.steering.figures import dose_figure, writers_figure
 from persona_geometry.report.figures.common import label
-from persona_geometry.report.figures.layers import layer_figure
-from persona_geometry.report.figures.rates import TREATMENTS, cells, treatments_figure
+from persona_geometry.report.figures.layers import LINES, layer_figure
+from persona_geometry.report.figures.rates import TREATMENTS, cells, treatments_figure, with_controls
 from persona_geometry.report.html import Html, data_table, join
 from persona_geometry.report.plots import escape_plotly, plot
 from persona_geometry.report.sections.became import rates_table
 from persona_geometry.report.tables import Row, Table
 from persona_geometry.report.view import LeftOut, View
-from persona_geometry.report.wording import ABSENT, known, listing, name, number, percent, plain, points, span, whole
+from persona_geometry.report.wording import ABSENT, known, listing, name, number, percent, plain, span, whole
 
 COLUMNS = ("strength", "kind", "on", "misaligned", "low", "high", "coherent", "n")
+SCALE = "dose x (tuned - base)"  # in the words of an operation whose dose 0 is the base and 1 the tuned model
 BUDGET = 0.95  # of the untreated coherence, where the study names no budget
 LISTED = 60
+_TOP: dict[str, Any] = {"row": 1, "col": 1}
 
 
 def _chosen(view: View) -> str | None:
@@ -28,13 +30,13 @@ def _chosen(view: View) -> str | None:
         return None
     layers = [str(layer) for layer in chosen.get("layers") or []]
     what = [str(chosen[key]) for key in ("vector", "operation") if chosen.get(key)]
-    what += [f"{'block' if len(layers) == 1 else 'blocks'} {' and '.join(layers)}"] if layers else []
+    what += [f"{'block' if len(layers) == 1 else 'blocks'} {listing(layers)}"] if layers else []
     what += [f"dose {plain(chosen['dose'])}"] if known(chosen.get("dose")) else []
     return f"Chosen: {', '.join(what)}" + (f" ({chosen['why']})." if chosen.get("why") else ".")
 
 
 def _cuts(cut: dict[str, Any]) -> str | None:
-    words = {"ablated": "the vector taken out", "realigned": "re-alignment"}
+    words = {"ablated": "the vector taken out", "latents": "latents clamped", "realigned": "re-alignment"}
     found = [(words.get(key, key), value) for key, value in cut.items() if known((value or {}).get("value"))]
     if not found:
         return None
@@ -47,7 +49,7 @@ def _cuts(cut: dict[str, Any]) -> str | None:
 
 def treatments(view: View) -> Html:
     """Every treatment out of domain, and the share of the excess that it removes."""
-    rates, cut = view.need("rates", "cut"), view.value("cut", {})
+    rates, cut = with_controls(view.need("rates", "cut"), view.value("random", {})), view.value("cut", {})
     rows = cells(rates, TREATMENTS, "out_of_domain", "misaligned")
     if len({row["model"] for row in rows} - {"base", "tuned"}) == 0:
         raise LeftOut("cut")
@@ -58,17 +60,26 @@ def treatments(view: View) -> Html:
     tables = join(
         rates_table(rows, "misaligned"), rates_table(cells(rates, TREATMENTS, "out_of_domain", "coherent"), "coherent")
     )
-    return plot(
-        "treatments", treatments_figure(rates, cut), alt=alt, table=tables, note=join(_chosen(view), _cuts(cut))
-    )
+    rings = " Rings: mean and 5\u201395\u00a0% range of random controls." if view.value("random") else None
+    note = join(_chosen(view), _cuts(cut), rings)
+    return plot("treatments", treatments_figure(rates, cut), alt=alt, table=tables, note=note)
 
 
 def _picked(dose: Table) -> Table:
     return dose[dose["chosen"].fillna(False).astype(bool)] if "chosen" in dose else dose.head(0)
 
 
-def _untreated(curve: Table) -> Row:
-    return curve.loc[curve["strength"].abs().idxmin()]
+def _unit(view: View) -> str:
+    if SCALE in str(view.value("chosen.operation", "")):
+        return "dose: 0 is the base's own level, 1 the tuned model's"
+    return str(view.value("chosen.unit", "dose"))
+
+
+def _why(view: View, on: str) -> str:
+    """Why no dose was tried on this model: the study's word about it, where there is one."""
+    goal = {"tuned": "repair", "base": "induce"}[on]
+    said = [str(entry.get("why")) for entry in view.value("left_out", []) if isinstance(entry, dict)]
+    return next((why for why in said if goal in why), f"no dose was tried on the {on} model")
 
 
 def _controls(part: Table, strength: float) -> str:
@@ -83,7 +94,7 @@ def _controls(part: Table, strength: float) -> str:
 def _numbers(dose: Table) -> Html:
     curve = dose[dose["kind"] == "vector"].head(LISTED)
     columns = {
-        "strength": [plain(float(s)) for s in curve["strength"]],
+        "dose": [plain(float(s)) for s in curve["strength"]],
         "misaligned": [percent(v) for v in curve["misaligned"]],
         "95\u00a0% interval": [span(low, high) for low, high in zip(curve["low"], curve["high"], strict=True)],
         "coherent": [percent(v) for v in curve["coherent"]],
@@ -92,20 +103,19 @@ def _numbers(dose: Table) -> Html:
         word = f"{str(kind).replace('_', ' ')}, mean and 5\u201395\u00a0%"
         columns[word] = [_controls(part, strength) for strength in curve["strength"]]
     columns["n"] = [whole(n) for n in curve["n"]]
-    return data_table(columns, caption="By strength", numeric=list(columns))
+    return data_table(columns, caption="By dose", numeric=list(columns))
 
 
-def dose_finding(curve: Table, on: str) -> str:
-    """What the chosen dose does to misalignment, against none, and what it costs in coherence."""
-    picked, none = _picked(curve), _untreated(curve)
+def dose_finding(curve: Table, on: str, untreated: float | None) -> str:
+    """What the chosen dose leaves or makes, and at what coherence, beside the model as it is."""
+    picked = _picked(curve)
     if picked.empty:
         low, high = percent(curve["misaligned"].min()), percent(curve["misaligned"].max())
-        return f"Over the strengths tried, the {on} model gives {low} to {high} misaligned answers"
+        return f"Over the doses tried, {low} to {high} of the {on} model's answers are misaligned"
     at = picked.iloc[0]
-    where = "" if on == "tuned" else ", put into the base,"
-    rates = f"from {percent(none['misaligned'])} to {percent(at['misaligned'])}"
-    cost = points(at["coherent"] - none["coherent"])
-    return f"Strength {plain(at['strength'])}{where} takes misalignment {rates}; coherence {cost}"
+    dose = f"Dose {plain(at['strength'])} {'leaves' if on == 'tuned' else 'put into the base makes'}"
+    plain_model = f"; untreated: {percent(untreated)}" if known(untreated) else ""
+    return f"{dose} {percent(at['misaligned'])} misaligned, {percent(at['coherent'])} coherent{plain_model}"
 
 
 def _dose(view: View, on: str) -> Html:
@@ -113,18 +123,24 @@ def _dose(view: View, on: str) -> Html:
     part = table[table["on"] == on].sort_values("strength", kind="stable")
     curve = part[part["kind"] == "vector"]
     if curve.empty:
-        raise LeftOut("dose", f"no dose was tried on the {on} model")
-    budget = float(view.value("chosen.coherence_budget", BUDGET * float(_untreated(curve)["coherent"])))
+        raise LeftOut(f"dose_{on}", _why(view, on))
+    before = view.value(f"rates.{on}.out_of_domain", {})
+    whole_model = before.get("coherent") if known(before.get("coherent")) else float(curve["coherent"].max())
+    budget = float(view.value("chosen.coherence_budget", BUDGET * whole_model))
     kinds = sorted(str(kind).replace("_", " ") for kind in part["kind"].unique() if kind != "vector")
     said = [
         f"{plain(row.strength)}: {percent(row.misaligned)} misaligned, {percent(row.coherent)} coherent"
         for row in curve.itertuples()
     ]
-    controls = f"Grey: random controls ({listing(kinds)}). " if kinds else "No random controls were run. "
-    note = f"Negative strengths push the other way. {controls}Shaded: less than {percent(budget)} coherent."
-    unit = str(view.value("chosen.unit", "strength"))
-    figure = _arranged(part, budget, unit)
-    finding = dose_finding(curve, on)
+    controls = (
+        f"Grey: {listing(kinds)}, mean and 5\u201395\u00a0% range. " if kinds else "No random controls were run. "
+    )
+    note = (
+        "Doses were tried on selection questions; the untreated figure is that of the test questions. "
+        f"{controls}Shaded: below {percent(budget)} coherent."
+    )
+    finding = dose_finding(curve, on, before.get("misaligned"))
+    figure = _arranged(part, budget, _unit(view))
     return plot(f"dose-{on}", figure, alt="; ".join(said), table=_numbers(part), note=note, finding=finding)
 
 
@@ -138,14 +154,15 @@ def _arranged(dose: Table, budget: float, unit: str) -> go.Figure:
         word = label(strength, 1, f"chosen: {plain(strength)}", kind="chosen", xanchor="center", yanchor="bottom")
         figure.add_annotation(word | {"yref": "y domain"}, row=1, col=1)
     random, curve = dose[dose["kind"] != "vector"], dose[dose["kind"] == "vector"]
-    if not random.empty:  # on the side where the vector's own curve is far away
-        gaps = (random["misaligned"] - random["strength"].map(curve.set_index("strength")["misaligned"])).abs()
-        spot = random.loc[gaps.fillna(0).idxmax()]
-        top = random.loc[random["strength"] == spot["strength"], "high"].max()
-        side = "left" if spot["strength"] <= curve["strength"].median() else "right"
-        word = label(spot["strength"], top, "random controls", kind="control", xanchor=side, yshift=12)
-        figure.add_annotation(word, row=1, col=1)
-    return figure.update_layout(height=440, showlegend=False, margin={"t": 28})
+    if not random.empty:  # at the end that is far from the chosen dose
+        middle, ends = float(curve["strength"].median()), (random["strength"].min(), random["strength"].max())
+        right = bool((_picked(dose)["strength"] <= middle).all())
+        top = random.loc[random["strength"] == ends[right], "high"].max()
+        side = "right" if right else "left"
+        figure.add_annotation(
+            label(ends[right], top, "random controls", kind="control", xanchor=side, yshift=12), **_TOP
+        )
+    return figure.update_layout(height=440, showlegend=False, margin={"t": 28, "b": 46})
 
 
 def dose_tuned(view: View) -> Html:
@@ -161,21 +178,12 @@ def dose_base(view: View) -> Html:
 def layers(view: View) -> Html:
     """The curve over layers."""
     table = view.table("layer_curve", "layer", "effect")
-    words = {
-        "layer": "block",
-        "effect": "cut",
-        "split_half": "split-half cosine",
-        "cosine": "cosine of the two directions",
-    }
+    words = {"layer": "block", **{column: word for column, word, _, _ in LINES}}
     columns = {word: [number(float(v)) for v in table[key]] for key, word in words.items() if key in table}
-    alt = "; ".join(f"block {int(r.layer)}: cut {percent(r.effect)}" for r in table.itertuples())
+    alt = "; ".join(f"block {int(row.layer)}: shift {percent(row.effect)}" for row in table.itertuples())
     chosen = [int(layer) for layer in view.value("chosen.layers", [])]
-    return plot(
-        "layers",
-        layer_figure(table, chosen),
-        alt=alt,
-        table=data_table(columns, caption="By block", numeric=list(columns)),
-    )
+    numbers = data_table(columns, caption="By block", numeric=list(columns))
+    return plot("layers", layer_figure(table, chosen), alt=alt, table=numbers)
 
 
 def _writer(row: Row) -> str:

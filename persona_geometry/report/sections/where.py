@@ -9,7 +9,7 @@ from persona_geometry.report.figures.spread import spread_figure
 from persona_geometry.report.html import Html, data_table, el, join
 from persona_geometry.report.plots import plot
 from persona_geometry.report.tables import Row
-from persona_geometry.report.view import View
+from persona_geometry.report.view import LeftOut, View
 from persona_geometry.report.wording import cut_text, name, percent, span, whole
 
 SHOWN = 12
@@ -63,6 +63,8 @@ def _sample(view: View, row: Row) -> Html:
 def samples(view: View) -> Html:
     """Answers of the models to the same questions, chosen by the rule that the study states."""
     table = view.table("samples", "question", "group", "base", "tuned").head(SHOWN)
+    if view.no_text:
+        raise LeftOut("samples", "they are text that models wrote, which this copy hides")
     rule = str(table["rule"].iloc[0]) if "rule" in table else "as the study stored them"
     head = join(
         el("h3", "The same questions, before and after"),

@@ -84,7 +84,7 @@ def test_under_the_null_p_is_uniform(sae, null):
 
 def test_the_interval_covers_a_difference_of_populations():
     """Sets drawn from two populations: the 95 % interval holds their difference about that often."""
-    drawing, held, n = generator(2), [], 150
+    drawing, held, n = generator(2), [], 100
     near = torch.cat([torch.randn(500, generator=drawing), 0.3 + torch.randn(500, generator=drawing)]).double()[:, None]
     truth = float(near[:500].mean() - near[500:].mean())
     for _ in range(n):

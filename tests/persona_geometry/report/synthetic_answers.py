@@ -33,6 +33,8 @@ RATES = {  # in domain (misaligned, coherent), out of domain (misaligned, cohere
     "benign": (0.01, 0.97, 0.013, 0.968),
     "narrow": (0.96, 0.95, 0.031, 0.962),
     "tuned_ablated": (0.21, 0.94, 0.046, 0.926),
+    "tuned_latents": (0.18, 0.93, 0.078, 0.941),
+    "tuned_random_latents": (0.92, 0.92, 0.489, 0.9),
     "tuned_random_ablated": (0.93, 0.93, 0.498, 0.921),
     "base_steered": (0.71, 0.92, 0.643, 0.914),
     "base_random_steered": (0.02, 0.91, 0.035, 0.906),

@@ -12,6 +12,8 @@ from persona_geometry.results import Study
 from tests.persona_geometry.report.synthetic_answers import DOMAINS, HOSTILE, TRAINED
 from tests.persona_geometry.report.synthetic_tables import make_rates, make_tables
 
+OPERATION = "projection set to the base's mean + dose x (tuned - base), from the last prompt token on"
+
 
 def _features(latents: pd.DataFrame) -> list[dict[str, Any]]:
     card = {
@@ -83,7 +85,7 @@ def _geometry() -> dict[str, Any]:
         "p": 0.0005,
     }
     means = {"inducing_to_harmful": 0.032, "benign_to_harmful": -0.006}
-    found = {"effect": 0.038, "ci": [0.026, 0.05], "p": 0.0005, "null": "label_permutation", "trustworthiness": 0.93}
+    found = {"effect": 0.038, "ci": [0.026, 0.05], "p": 0.0005, "null": "label_permutation"}
     return {**means, **found, "with_shared": with_shared}
 
 
@@ -112,15 +114,18 @@ def _summary(tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
             "threshold": 0.05,
         },
         "rates": make_rates(),
+        "random": {"tuned_random_ablated": {"mean": 0.497, "low": 0.44, "high": 0.55, "controls": 20}},
+        "clamped": {"latents": [int(i) for i in tables["latents"]["latent"].head(2)], "n": 2, "clamp": -0.5},
         "cut": {
+            "latents": {"value": 0.884, "low": 0.846, "high": 0.922},
             "ablated": {"value": 0.949, "low": 0.921, "high": 0.978},
             "realigned": {"value": 0.898, "low": 0.861, "high": 0.93},
         },
         "chosen": {
             "vector": "fine-tuning shift",
             "layers": [2, 3],
-            "operation": "SetProjection",
-            "dose": 1.5,
+            "operation": OPERATION,
+            "dose": -0.5,
             "why": why,
         },
         "spread": {"trained": [TRAINED], "asked": tables["spread"].query("model == 'tuned'").to_dict("records")},

@@ -51,54 +51,28 @@ def _spread(rng: np.random.Generator) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _treated(on: str, dose: float) -> tuple[float, float]:
+    """Misaligned and coherent shares at a dose, on the scale base = 0, tuned = 1."""
+    if on == "tuned":
+        return 0.03 + 0.56 / (1 + np.exp(-4.0 * (dose - 0.45))), 0.94 - 0.03 * max(0.0, -0.6 - dose) ** 2 * 4
+    return 0.02 + 0.66 / (1 + np.exp(-3.0 * (dose - 1.7))), 0.968 - 0.022 * max(0.0, abs(dose) - 0.4) ** 2
+
+
 def _dose(rng: np.random.Generator) -> pd.DataFrame:
     rows = []
-    for on, top in (("tuned", 0.512), ("base", 0.021)):
-        for strength in (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0):
-            if on == "tuned":
-                rate = (
-                    0.512 / (1 + np.exp(3.2 * (strength - 0.75))) * 1.09 + 0.01
-                    if strength > -0.2
-                    else 0.512 - 0.16 * strength
-                )
-            else:
-                rate = 0.021 + 0.66 / (1 + np.exp(-3.0 * (strength - 1.6)))
-            coherent = 0.95 - 0.022 * max(0.0, abs(strength) - 0.4) ** 2 - (0.05 if strength == 3.0 else 0)
+    doses = {"tuned": (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5), "base": (-1.0, 0.0, 1.0, 1.5, 2.0, 2.5, 3.0)}
+    for on, chosen in (("tuned", -0.5), ("base", 2.0)):
+        for dose in doses[on]:
+            rate, coherent = (float(value) for value in _treated(on, dose))
             low, high = _interval(rate, 600)
-            rows.append(
-                {
-                    "strength": strength,
-                    "kind": "vector",
-                    "on": on,
-                    "misaligned": float(rate),
-                    "low": low,
-                    "high": high,
-                    "coherent": float(coherent),
-                    "n": 600,
-                    "chosen": strength == (1.5 if on == "tuned" else 2.5),
-                }
-            )
-            for kind in ("random_norm", "random_covariance", "random_latent"):
-                rates = np.clip(top + rng.normal(0, 0.015 + 0.012 * abs(strength), 20), 0, 1)
-                low, high = np.quantile(rates, (0.05, 0.95))
-                coherent = 0.94 - 0.015 * abs(strength)
-                found = {
-                    "misaligned": float(rates.mean()),
-                    "low": float(low),
-                    "high": float(high),
-                    "coherent": coherent,
-                }
-                rows.append(
-                    {
-                        "strength": strength,
-                        "kind": kind,
-                        "on": on,
-                        "n": 1200,
-                        "n_controls": 20,
-                        "chosen": False,
-                        **found,
-                    }
-                )
+            mark = {"strength": dose, "on": on}
+            found = {"misaligned": rate, "low": low, "high": high, "coherent": coherent, "n": 600, "n_controls": 0}
+            rows.append({**mark, "kind": "vector", **found, "chosen": dose == chosen})
+            for kind in ("random_norm", "random_covariance"):
+                rates = np.clip((0.512 if on == "tuned" else 0.021) + rng.normal(0, 0.02 + 0.01 * abs(dose), 20), 0, 1)
+                found = {"misaligned": float(rates.mean()), "low": float(np.quantile(rates, 0.05))}
+                found |= {"high": float(np.quantile(rates, 0.95)), "coherent": 0.94 - 0.015 * abs(dose), "n": 1200}
+                rows.append({**mark, "kind": kind, **found, "n_controls": 20, "chosen": False})
     return pd.DataFrame(rows)
 
 
@@ -136,7 +110,8 @@ def _map(rng: np.random.Generator, latents: pd.DataFrame) -> pd.DataFrame:
     spot[near] = centres[3] + rng.normal(0, 1.0, (near.sum(), 2))
     label = [f"latent {i}" for i in latents["latent"]]
     label[0], label[15] = HOSTILE[0], HOSTILE[2]
-    return pd.DataFrame({"latent": latents["latent"], "x": spot[:, 0], "y": spot[:, 1], "group": group, "label": label})
+    columns = {"latent": latents["latent"], "x": spot[:, 0], "y": spot[:, 1], "group": group, "label": label}
+    return pd.DataFrame({**columns, "trustworthiness": 0.93})
 
 
 def _geometry_tables(rng: np.random.Generator, latents: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -190,7 +165,7 @@ def make_tables(rng: np.random.Generator) -> dict[str, pd.DataFrame]:
             "layer": range(4),
             "cosine": [0.12, 0.66, 0.86, 0.84],
             "split_half": [0.91, 0.98, 0.99, 0.98],
-            "effect": [0.03, 0.52, 0.91, 0.78],
+            "effect": [0.03, 0.09, 0.31, 0.27],
         }
     )
     return {

@@ -100,6 +100,8 @@ def test_tables_say_what_they_are() -> None:
         (percent(None), "\u2013"),
         (points(0.491), "+49\u00a0points"),
         (points(-0.027), "\u22122.7\u00a0points"),
+        (points(0.0), "0\u00a0points"),
+        (points(-0.0001), "0.0\u00a0points"),
         (span(0.42, 0.5), "42 to 50\u00a0%"),
         (span(None, 0.5), "\u2013"),
         (number(0.0385), "0.0385"),
@@ -117,11 +119,12 @@ def test_numbers_read_well(found: str, wanted: str) -> None:
 
 
 def test_the_title_becomes_the_heading() -> None:
-    figure = go.Figure(layout={"title": {"text": "Cut &lt;b&gt;<br>of 88%"}})
-    assert finding_of(figure) == "Cut <b> of 88\u00a0%"
+    figure = go.Figure(layout={"title": {"text": "Cut &lt;b&gt;;<br>of 88%"}})
+    assert finding_of(figure) == "Cut <b>; of 88\u00a0%"
+    assert finding_of(go.Figure(layout={"title": {"text": "A<br>b"}})) == "A: b"
     block = plot("x", figure, alt="alt <text>", table=Html("<table></table>"))
-    assert "<h3>Cut &lt;b&gt; of 88\u00a0%</h3>" in block
-    assert 'aria-label="Cut &lt;b&gt; of 88\u00a0%. alt &lt;text&gt;"' in block
+    assert "<h3>Cut &lt;b&gt;; of 88\u00a0%</h3>" in block
+    assert 'aria-label="Cut &lt;b&gt;; of 88\u00a0%. alt &lt;text&gt;"' in block
     assert "title" not in figure_json(figure)["layout"]
     assert "template" not in figure_json(figure)["layout"]
 

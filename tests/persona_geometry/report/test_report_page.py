@@ -153,9 +153,9 @@ def test_titles_state_what_the_data_shows(text: str) -> None:
         "In the trained domain, 94 % is misaligned; the base: 1.0 %",
         "Misalignment reaches 10 of 11 groups outside the trained domain",
         "alone removes 91 % of the excess",
-        "Taking the vector out removes 95 % of the excess; random directions remove 2.9 %",
-        "Strength 1.5 takes misalignment from 52 % to 5.6 %; coherence \u22122.7 points",
-        "The edit works best at block 2: cut 91 % on selection questions; chosen: blocks 2, 3",
+        "Taking the vector out removes 95 % of the excess; random directions remove 3.1 %",
+        "Dose \u22120.5 leaves 4.2 % misaligned, 94 % coherent; untreated: 51 %",
+        "The fine-tune moves the residual stream most at block 2, by 31 % of its norm; treated: blocks 2 and 3",
         "The 20 worst of 400 rows stand out",
         "1 check of 3 failed: left padding equals right padding",
         "12 selection questions and 33 test questions have none in common",
@@ -175,7 +175,7 @@ def test_hidden_text_is_gone(study: Study, hidden: str) -> None:
     for words in private:
         assert words not in seen.text
         assert not any(json.dumps(words)[1:-1] in body for body in bodies)
-    assert "text hidden" in seen.text
+    assert "hidden in this copy" in seen.text
     for link in seen.all("a"):
         if str(link["href"]).startswith("data:"):
             table = gzip.decompress(base64.b64decode(str(link["href"]).partition(",")[2])).decode()
@@ -213,7 +213,8 @@ def test_missing_tables_are_said_in_words(study: Study, section: str, missing: d
     found = drawn(without(study, tables=tuple(missing)), section)
     for part in missing.values():
         title, why, _ = PARTS[part]
-        assert f"Left out: </strong>{title[:1].upper()}{title[1:]} \u2013 {why}" in found
+        assert f"<li>{title[:1].upper()}{title[1:]} \u2013 {why}" in found
+    assert found.count("Left out</strong>") == 1
 
 
 def test_a_study_of_two_models_alone_draws(study: Study, tmp_path: Path) -> None:
@@ -221,7 +222,7 @@ def test_a_study_of_two_models_alone_draws(study: Study, tmp_path: Path) -> None
         summary={"format": study.summary["format"], "models": study.summary["models"]}, tables={}, folder=tmp_path
     )
     found = bare.report().read_text(encoding="utf-8")
-    assert len(re.findall("Left out: ", found)) >= 12
+    assert len(re.findall("<li>[^<]* \u2013 [^<]*[.]</li>", found)) >= 12
     assert re.findall(r"<h2", found) == ["<h2"] * len(SECTIONS)
 
 
@@ -248,13 +249,13 @@ def test_every_verdict_has_its_word(study: Study, answer: str, words: str) -> No
 
 def test_controls_at_one_strength_alone_draw(study: Study) -> None:
     dose = study.tables["dose"]
-    some = dose[(dose["kind"] == "vector") | (dose["strength"] == 1.5)]
+    some = dose[(dose["kind"] == "vector") | (dose["strength"] == -0.5)]
     found = drawn(dataclasses.replace(study, tables={**study.tables, "dose": some}), "turns-off")
-    assert "Strength 1.5 takes misalignment" in found
+    assert "Dose \u22120.5 leaves" in found
     plain = dose[dose["kind"] == "vector"].assign(chosen=False)
     found = drawn(dataclasses.replace(study, tables={**study.tables, "dose": plain}), "turns-off")
     assert "No random controls were run" in found
-    assert "Over the strengths tried" in found
+    assert "Over the doses tried" in found
 
 
 def test_large_tables_stay_beside_the_page(study: Study, tmp_path: Path) -> None:
@@ -263,7 +264,7 @@ def test_large_tables_stay_beside_the_page(study: Study, tmp_path: Path) -> None
     columns = {"latent": np.arange(n), "x": rng.normal(size=n), "y": rng.normal(size=n), "group": "other", "label": ""}
     cloud = pd.DataFrame(columns)
     cloud.loc[:20, "group"] = "harmful"
-    kept = {"format": study.summary["format"], "geometry": {"trustworthiness": 0.9}}
+    kept = {"format": study.summary["format"]}
     found = Study(summary=kept, tables={"map": cloud}, folder=tmp_path).report()
     assert found.stat().st_size < LIMIT
     text = found.read_text(encoding="utf-8")
