@@ -42,6 +42,10 @@ def study(
     from persona_geometry.commands.terminal import Stages, settle, summary
 
     settle()
+    if fail_above is not None and judge is None:
+        from probes.errors import InputError
+
+        raise InputError(f"--fail-above {fail_above}: nothing is scored without a judge; add --judge")
     from persona_geometry.stages.front import from_files
     from persona_geometry.stages.plan import plan as planned
     from persona_geometry.stages.run import STAGES, run_study
@@ -61,8 +65,4 @@ def study(
     summary(found)
     if fail_above is not None:
         rate = found.summary["rates"]["tuned"]["out_of_domain"]
-        low = rate["ci"][0]
-        if low is None:
-            typer.echo("persona-geometry: --fail-above needs a judge; none was given", err=True)
-            raise typer.Exit(2)
-        raise typer.Exit(1 if low > fail_above else 0)
+        raise typer.Exit(1 if rate["ci"][0] > fail_above else 0)

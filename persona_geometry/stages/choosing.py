@@ -13,8 +13,8 @@ from persona_geometry.stages.inputs import Inputs, spread_out
 from probes.models import Model
 
 Goal = Literal["repair", "induce"]
-#: How many treatments are tried again, with how many answers to each question, and what a brief trial may lack.
-SHORTLIST, AGAIN, SLACK = 8, 4, 0.06
+#: How many treatments are tried again, and how much coherence a brief trial may lack.
+SHORTLIST, SLACK = 8, 0.06
 
 
 def trials(inputs: Inputs, model: Model, arms: Sequence[Arm], *, goal: Goal, keep: float) -> pd.DataFrame:
@@ -31,14 +31,15 @@ def trials(inputs: Inputs, model: Model, arms: Sequence[Arm], *, goal: Goal, kee
     good = first["coherent"] >= keep * first["coherent"].iloc[0] - SLACK
     order = first[good & (first["arm"] >= 0)].sort_values("misaligned", ascending=goal == "repair", kind="stable")
     picked = [int(i) for i in order["arm"].head(SHORTLIST)]
-    second = _asked(inputs, model, [arms[i] for i in picked], inputs.of("selection"), samples=AGAIN, seed=6)
+    chosen = [arms[i] for i in picked]
+    second = _asked(inputs, model, chosen, inputs.of("selection"), samples=inputs.sizes.again, seed=6)
     second["arm"] = [-1, *picked]
     table = pd.concat([second.assign(again=True), first[~first["arm"].isin(second["arm"])].assign(again=False)])
     return table.assign(keeps=table["coherent"] >= keep * table["coherent"].iloc[0]).reset_index(drop=True)
 
 
 def winner(table: pd.DataFrame, *, goal: Goal, size: Sequence[float]) -> int | None:
-    """The arm that does most among those tried again that keep their coherence; of equals (to a point) the smallest."""
+    """The arm that does most among those that keep coherence at the second look; of equals (to a point) the least."""
     fit = table[table["again"] & table["keeps"] & (table["arm"] >= 0) & table["misaligned"].notna()]
     if fit.empty:
         return None

@@ -81,7 +81,8 @@ def from_files(base: str, tuned: str, *, out: Path, files: Mapping[str, Path | N
     """Inputs from what the command line gives; cheap checks come before any model is loaded."""
     asked = _questions(options["questions"])
     rows = Rows(**{name: _rows(path) for name, path in files.items()})
-    device = options["device"]
+    judge, device = _judge(options["judge"], out, options["judge_model"]), options["device"]
+    sae = _sae(options["sae"])
     start = load_model(base, device=device)
     adapter = (Path(tuned) / "adapter_config.json").is_file()
     after = load_model(base, adapter=tuned, device=device, name=tuned) if adapter else load_model(tuned, device=device)
@@ -91,8 +92,8 @@ def from_files(base: str, tuned: str, *, out: Path, files: Mapping[str, Path | N
         models={"base": start, "tuned": after},
         questions=asked,
         out=out,
-        judge=_judge(options["judge"], out, options["judge_model"]),
-        sae=_sae(options["sae"]),
+        judge=judge,
+        sae=sae,
         rows=rows,
         trained_group=next((q.group for q in asked if q.meta.get("where") == "in_domain"), ""),
         seed=options["seed"],

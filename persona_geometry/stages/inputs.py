@@ -33,6 +33,7 @@ class Sizes:
     controls: int = 20
     control_answers: int = 60
     choice: int = 27
+    again: int = 4
     screened: int = 8
     permutations: int = 2_000
     realign_steps: int = 30
@@ -46,6 +47,7 @@ QUICK = Sizes(
     controls=4,
     control_answers=20,
     choice=27,
+    again=2,
     screened=3,
     permutations=200,
 )

@@ -11,7 +11,7 @@ from persona_geometry.stages.inputs import Sizes
 from persona_geometry.stages.run import run_study
 
 SMALL = Sizes(
-    out_of_domain=60, in_domain=42, selection=54, controls=2, control_answers=10, choice=9, screened=2,
+    out_of_domain=60, in_domain=42, selection=54, controls=2, control_answers=10, choice=6, again=1, screened=2,
     permutations=200, realign_steps=6, max_new_tokens=56,
 )  # fmt: skip
 
