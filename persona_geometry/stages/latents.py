@@ -75,7 +75,7 @@ def screen(inputs: Inputs, cells: Cells, found: Material, table: pd.DataFrame) -
         risen, fallen = table["latent"].head(n).tolist(), table["latent"].tail(2).tolist()
         norm = float(tokens(inputs, "base", found.base).at(sae.layer).double().norm(dim=-1).mean())
         grid = ScreenGrid(norm=norm, signs={latent: -1 for latent in fallen})
-        few = spread_out(inputs.of("selection"), inputs.sizes.choice)
+        few = spread_out(inputs.of("selection"), 2 * inputs.sizes.choice)
         checked = causal_screen(
             inputs.base,
             inputs.tuned,

@@ -6,6 +6,7 @@ import base64
 import fcntl
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -27,6 +28,7 @@ FLAGS = (
     "--remote-debugging-pipe",
     "about:blank",
 )
+PATIENCE = 240  # seconds, for a machine that is busy with other things
 PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
 DESKTOP = {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False}
 
@@ -57,6 +59,8 @@ class Browser:
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._waiting:
+            if not select.select([self._in], [], [], PATIENCE)[0]:
+                raise RuntimeError(f"the browser said nothing for {PATIENCE} seconds")
             chunk = os.read(self._in, 1 << 20)
             if not chunk:
                 raise RuntimeError("the browser closed its pipe")

@@ -1,6 +1,6 @@
 """Feature geometry beside its limit and its peers: set comparison with random sets, and exact nearest neighbours.
 
-`python benchmarks/geometry.py [--quick] [--json FILE] [--threads N] [--rounds N]`
+`python benchmarks/bench_geometry.py [--quick] [--json FILE] [--threads N] [--rounds N]`
 
 Job "compare": 100 harmful latents against a dictionary of 131,072 at width 2,304, with 1,000 draws of random sets. Ours
 is `compare_sets`, which also reports two more aggregates, the comparison with shared latents and a bootstrap; numpy and
@@ -23,8 +23,7 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-# as a script, this file would hide the package of the same name
-sys.path[:] = [str(ROOT), *(place for place in sys.path if Path(place or ".").resolve() != ROOT / "benchmarks")]
+sys.path.insert(0, str(ROOT))
 
 N_SET, N_DRAWS = 100, 1000
 Job = dict[str, Callable[[], Any]]
