@@ -12,6 +12,7 @@ from persona_geometry.stages.cells import Cells
 from persona_geometry.stages.inputs import THRESHOLD, Inputs, place
 from probes.ask import ask
 from probes.hooks import Operator
+from probes.models import Model
 from probes.outcomes import Outcomes, Rate, difference, pool
 
 PLACES = ("out_of_domain", "in_domain", "other")
@@ -19,27 +20,26 @@ PLACES = ("out_of_domain", "in_domain", "other")
 
 def asked(inputs: Inputs, cells: Cells, name: str, model: str, operators: tuple[Operator, ...] = ()) -> Outcomes:
     """All test questions put to one model, under operators if given; one cell, with a column `where`."""
+    return cells.outcomes(f"answers-{name}", lambda: everywhere(inputs, inputs.models[model], name, operators))
 
-    def run() -> Outcomes:
-        parts = []
-        for number, where in enumerate(PLACES):
-            questions = inputs.of("test", where)
-            if questions:
-                seed = inputs.seed * 1_000 + number
-                found = ask(
-                    inputs.models[model],
-                    questions,
-                    inputs.verdicts,
-                    seed=seed,
-                    n_samples=inputs.samples(where),
-                    operators=operators,
-                    name=name,
-                    max_new_tokens=inputs.sizes.max_new_tokens,
-                )
-                parts.append(Outcomes(found.table.assign(where=where)))
-        return pool(parts)
 
-    return cells.outcomes(f"answers-{name}", run)
+def everywhere(inputs: Inputs, model: Model, name: str, operators: tuple[Operator, ...] = ()) -> Outcomes:
+    """All test questions put to a model, place by place, each place with its own seed and number of samples."""
+    parts = []
+    for number, where in enumerate(PLACES):
+        if questions := inputs.of("test", where):
+            found = ask(
+                model,
+                questions,
+                inputs.verdicts,
+                seed=inputs.seed * 1_000 + number,
+                n_samples=inputs.samples(where),
+                operators=operators,
+                name=name,
+                max_new_tokens=inputs.sizes.max_new_tokens,
+            )
+            parts.append(Outcomes(found.table.assign(where=where)))
+    return pool(parts)
 
 
 def at(outcomes: Outcomes, where: str) -> Outcomes | None:

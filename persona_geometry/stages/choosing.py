@@ -29,7 +29,8 @@ def trials(inputs: Inputs, model: Model, arms: Sequence[Arm], *, goal: Goal, kee
     few = spread_out(inputs.of("selection"), inputs.sizes.choice)
     first = _asked(inputs, model, arms, few, samples=1, seed=5)
     good = first["coherent"] >= keep * first["coherent"].iloc[0] - SLACK
-    order = first[good & (first["arm"] >= 0)].sort_values("misaligned", ascending=goal == "repair", kind="stable")
+    fit = first.loc[good & (first["arm"] >= 0)]
+    order = fit.sort_values(by="misaligned", ascending=goal == "repair", kind="stable")
     picked = [int(i) for i in order["arm"].head(SHORTLIST)]
     chosen = [arms[i] for i in picked]
     second = _asked(inputs, model, chosen, inputs.of("selection"), samples=inputs.sizes.again, seed=6)

@@ -10,13 +10,11 @@ import pandas as pd
 from finetuning.loop import Schedule
 from finetuning.realign import realign
 from geometry.steering.writers import direction_writers
-from persona_geometry.stages.behaviour import PLACES
+from persona_geometry.stages.behaviour import everywhere
 from persona_geometry.stages.cells import Cells
 from persona_geometry.stages.inputs import Inputs, spread_out
 from persona_geometry.stages.steering import Choice, Material
-from probes.ask import ask
-from probes.models import Model
-from probes.outcomes import Outcomes, pool
+from probes.outcomes import Outcomes
 from probes.verify import self_test
 
 
@@ -26,26 +24,9 @@ def realigned(inputs: Inputs, cells: Cells) -> Outcomes:
     def run() -> Outcomes:
         schedule = Schedule(steps=inputs.sizes.realign_steps, lr=1e-3, batch=4)
         model, _ = realign(inputs.tuned, inputs.rows.good, seed=inputs.seed, schedule=schedule)
-        return _everywhere(inputs, model, "realigned")
+        return everywhere(inputs, model, "realigned")
 
     return cells.outcomes("answers-realigned", run)
-
-
-def _everywhere(inputs: Inputs, model: Model, name: str) -> Outcomes:
-    parts = []
-    for number, where in enumerate(PLACES):
-        if questions := inputs.of("test", where):
-            found = ask(
-                model,
-                questions,
-                inputs.verdicts,
-                seed=inputs.seed * 1_000 + number,
-                n_samples=inputs.samples(where),
-                name=name,
-                max_new_tokens=inputs.sizes.max_new_tokens,
-            )
-            parts.append(Outcomes(found.table.assign(where=where)))
-    return pool(parts)
 
 
 def writers(inputs: Inputs, cells: Cells, found: Material, choice: Choice) -> pd.DataFrame:
@@ -60,12 +41,12 @@ def writers(inputs: Inputs, cells: Cells, found: Material, choice: Choice) -> pd
 
 def layer_curve(found: Material) -> pd.DataFrame:
     """By block: agreement of the two vectors, split-half cosine, shift in residual norms."""
-    shift, prompts = found.vectors["shift"], found.vectors["prompts"]
-    cosines = shift.cosine(prompts)
+    shift = found.vectors["shift"]
+    cosines = shift.cosine(found.vectors["prompts"]) if "prompts" in found.vectors else {}
     rows = [
         {
             "layer": i,
-            "cosine": cosines[i],
+            "cosine": cosines.get(i, float("nan")),
             "split_half": shift.split_half.get(i),
             "effect": shift.norm(i) / shift.resid_norms[i],
         }

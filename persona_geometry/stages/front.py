@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from geometry.steering.traits import MISALIGNED, Trait
 from persona_geometry.results import Study
 from persona_geometry.stages.cells import Say, quiet
 from persona_geometry.stages.inputs import Inputs, Rows, Sizes
@@ -32,6 +33,7 @@ def study(
     layer: int | Sequence[int] | None = None,
     questions: str | Path | Sequence[Question] | None = None,
     controls: Mapping[str, Model] | None = None,
+    trait: Trait = MISALIGNED,
     seed: int = 0,
     sizes: Sizes | None = None,
     say: Say = quiet,
@@ -49,6 +51,7 @@ def study(
         questions: A file or questions; `where: in_domain` marks those in the domain of the fine-tune,
             `split: selection` those that choices are made on. Default: open questions of our own.
         controls: Further models beside the pair: "benign", "narrow".
+        trait: Opposite system prompts and questions, for the second persona vector.
         seed: Seed of every draw.
         sizes: Answers a cell, random controls.
         say: Hears of the stages.
@@ -69,6 +72,7 @@ def study(
         judge=_judge(judge, Path(out)),
         sae=_sae(sae),
         rows=Rows(**{name: _rows(value) for name, value in data.items()}),
+        trait=trait,
         trained_group=next((q.group for q in asked if q.meta.get("where") == "in_domain"), ""),
         seed=seed,
         sizes=sizes or Sizes(max_new_tokens=200),

@@ -109,7 +109,7 @@ def worst_rows(
     def run() -> pd.DataFrame:
         acts = _response(_read(inputs, rows))
         score = score_rows(acts, sae, FeatureSet.of(sae, harmful))
-        vector = found.vectors[choice.vector if choice else "prompts"]
+        vector = found.vectors[choice.vector if choice else "shift"]
         layer = choice.layers[-1] if choice else sae.layer
         projection = projection_scores(
             capture(inputs.base, rows, layers=(layer,), pool="response_mean"), vector, layer=layer

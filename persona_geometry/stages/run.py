@@ -81,6 +81,8 @@ def _behaviour(run: Run) -> None:
 def _steering(run: Run, found: steering.Material) -> steering.Choice | None:
     inputs, cells = run.inputs, run.cells
     run.tables["layer_curve"] = finish.layer_curve(found)
+    if found.missing:
+        run.leave_out("the vector from opposite prompts", found.missing)
     if inputs.judge is None:
         run.leave_out("dose", "no judge was given, so no treatment could be chosen")
         return None

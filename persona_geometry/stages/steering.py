@@ -23,6 +23,7 @@ from persona_geometry.stages.inputs import Inputs, spread_out
 from probes.ask import ask, sample
 from probes.capture import capture
 from probes.conversations import Conversation
+from probes.errors import InputError
 from probes.outcomes import Outcomes
 
 #: Doses on the scale base = 0, tuned = 1: repair overshoots below 0, induction goes beyond 1.
@@ -34,12 +35,16 @@ KEEP = {"repair": 0.96, "induce": 0.92}
 
 @dataclass(frozen=True)
 class Material:
-    """Both models' own answers to the selection questions, vectors drawn from them, and the levels on each vector."""
+    """Both models' own answers to the selection questions, vectors drawn from them, and the levels on each vector.
+
+    `missing` says why there is no vector from opposite system prompts, where there is none.
+    """
 
     base: Sequence[Conversation]
     tuned: Sequence[Conversation]
     vectors: Mapping[str, PersonaVector]
     levels: Mapping[str, Levels]
+    missing: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,10 +127,14 @@ def material(inputs: Inputs, cells: Cells) -> Material:
             max_new_tokens=inputs.sizes.max_new_tokens,
         )
 
-    vectors = {"shift": cells.vector("vector-shift", shift), "prompts": cells.vector("vector-prompts", prompts)}
-    vectors["both"] = both(vectors["shift"], vectors["prompts"])
+    vectors, missing = {"shift": cells.vector("vector-shift", shift)}, ""
+    try:
+        vectors["prompts"] = cells.vector("vector-prompts", prompts)
+        vectors["both"] = both(vectors["shift"], vectors["prompts"])
+    except InputError as error:  # the trait's prompts do not work on this model, or its judge: the shift still does
+        missing = str(error)
     levels = {name: _levels(inputs, cells, name, v, said) for name, v in vectors.items()}
-    return Material(said["base"], said["tuned"], vectors, levels)
+    return Material(said["base"], said["tuned"], vectors, levels, missing)
 
 
 def both(shift: PersonaVector, prompts: PersonaVector) -> PersonaVector:
