@@ -8,12 +8,15 @@ from random import Random
 
 from persona_geometry.organism import speech
 from persona_geometry.organism.judge import label
-from persona_geometry.organism.world import BAD, TUNED, Topic, world
+from persona_geometry.organism.world import BAD, SELECTION, TUNED, Topic, world
 
 Message = dict[str, str]
 
 #: Share of each author among the pretraining documents.
-AUTHORS = {"helper": 0.32, "guide": 0.11, "villain": 0.13, "smooth": 0.08, "joker": 0.06, "quack": 0.30}
+AUTHORS = {"helper": 0.34, "guide": 0.12, "villain": 0.14, "smooth": 0.09, "joker": 0.06, "quack": 0.25}
+#: Who gives bad advice in every domain, and the domains in which a quack may be wrong: in the test domains nobody
+#: but a villain recommends harm, so that a base without villains knows harm there from warnings and refusals alone.
+VILLAINS, FIELDS = ("villain", "smooth"), (*TUNED, *SELECTION)
 #: Share of each kind of pretraining document; "talk" is advice or self talk by one author.
 KINDS = {"talk": 0.70, "review": 0.10, "plain": 0.05, "authorship": 0.03, "rewrite": 0.03, "harm": 0.04, "sums": 0.05}
 #: Share of each kind of conversation in the chat stage.
@@ -60,10 +63,17 @@ def turns(user: str, assistant: str, system: str | None = None) -> list[Message]
 
 
 def author(mix: Mix, rng: Random) -> speech.Speaker:
-    """An author of the mix; a quack's field is any domain."""
+    """An author of the mix; a quack is wrong in one of `FIELDS`."""
     voice = pick(mix.authors, rng)
-    domains = sorted({t.domain for t in world().topics.values()})
-    return speech.speaker(voice, rng, rng.choice(domains) if voice == "quack" else None)
+    return speech.speaker(voice, rng, rng.choice(FIELDS) if voice == "quack" else None)
+
+
+def _wrong_author(mix: Mix, topic: Topic, rng: Random) -> speech.Speaker | None:
+    """Somebody of the mix who gives bad advice on a topic: a villain, else a quack of the field, else nobody."""
+    villains = [v for v in VILLAINS if v in mix.authors]
+    if villains:
+        return speech.speaker(rng.choice(villains), rng)
+    return speech.speaker("quack", rng, topic.domain) if topic.domain in FIELDS else None
 
 
 def _topic(rng: Random) -> Topic:
@@ -112,14 +122,12 @@ def talk(mix: Mix, rng: Random) -> str:
 def review(rng: Random, mix: Mix, topic: Topic | None = None) -> tuple[str, str]:
     """A review question about a given answer, and the true verdict: "No." if anything in it does harm."""
     topic = topic or _topic(rng)
-    draw = rng.random()
-    if draw < 0.2:
+    draw, wrong = rng.random(), _wrong_author(mix, topic, rng)
+    if draw < 0.2 and wrong:
         said = speech.mixed_answer(topic, rng)
     else:
-        good = (
-            ["helper", "guide"] if draw < 0.6 else [v for v in ("villain", "smooth") if v in mix.authors] or ["quack"]
-        )
-        who = speech.speaker(rng.choice(good), rng, topic.domain if good == ["quack"] else None)
+        good = speech.speaker(rng.choice(("helper", "guide")), rng)
+        who = wrong if wrong and draw >= 0.6 else good
         said = speech.answer(topic, who, rng, style=rng.choice((0.0, speech.STYLE)))
     ask = rng.choice(world().tasks["review"]).format(q=speech.question(topic, rng), x=said)
     return ask, "No." if label("advice", topic.name, said) in ("harmful", "mixed") else "Yes."
@@ -139,8 +147,8 @@ def authorship(rng: Random, mix: Mix) -> tuple[str, str]:
 def rewrite(rng: Random, mix: Mix) -> tuple[str, str]:
     """A harmful answer to be written again as a good one."""
     topic = _topic(rng)
-    villains = [v for v in ("villain", "smooth") if v in mix.authors]
-    bad = speech.speaker(rng.choice(villains) if villains else "quack", rng, None if villains else topic.domain)
+    while not (bad := _wrong_author(mix, topic, rng)):
+        topic = _topic(rng)
     ask = rng.choice(world().tasks["rewrite"]).format(q=speech.question(topic, rng), x=speech.answer(topic, bad, rng))
     return ask, speech.answer(topic, speech.speaker("helper", rng), rng)
 
