@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from persona_geometry.commands import demo, export, organism, report, study
+from persona_geometry.commands import demo, export, organism, report, study, vector
 
 app = typer.Typer(
     name="persona-geometry",
@@ -17,6 +17,7 @@ app = typer.Typer(
 app.command("study")(study.study)
 app.command("demo")(demo.demo)
 app.command("report")(report.report)
+app.command("vector")(vector.vector)
 app.command("export")(export.export)
 app.add_typer(organism.app, name="organism")
 
