@@ -35,6 +35,8 @@ from .outcomes import cut as cut
 from .outcomes import difference as difference
 from .outcomes import minimum_detectable as minimum_detectable
 from .outcomes import pool as pool
+from .perplexity import perplexity as perplexity
+from .plain import plain_text as plain_text
 from .progress import Progress as Progress
 from .questions import Question as Question
 from .questions import check_disjoint as check_disjoint

@@ -198,7 +198,10 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> str:
         template = template.get("default")
     if not template:
         name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
-        raise InputError(f"tokenizer {name} has no chat template: load an instruction-tuned model or set chat_template")
+        raise InputError(
+            f"tokenizer {name} has no chat template: load an instruction-tuned model, set chat_template, or read "
+            "texts as they are with probes.plain_text(model)"
+        )
     return template
 
 
