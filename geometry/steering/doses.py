@@ -1,7 +1,7 @@
-"""Doses: strength of an operator against misalignment and coherence, with random controls, and the choice of a dose."""
+"""Doses: strength of an operator against misalignment, coherence and capability, with random controls; choosing one."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -11,6 +11,7 @@ import pandas as pd
 from geometry.steering.arms import Arm, as_operators, ask_many
 from geometry.steering.vectors import Number
 from probes.errors import InputError
+from probes.hooks import Operator
 from probes.judges import Judge
 from probes.models import Model
 from probes.outcomes import Counts, Outcomes
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 COLUMNS = ("strength", "kind", "on", "misaligned", "low", "high", "coherent", "n", "n_controls", "chosen")
+PER_CONTROL = ("strength", "kind", "on", "control", "misaligned", "coherent", "n")
 Goal = Literal["repair", "induce"]
+Capability = Callable[[Model, Sequence[Operator]], float]
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,15 @@ class DoseCurve:
     `table` has one row per strength and kind. For the kind "vector": the rate of misaligned among coherent answers with
     its 95 % interval (bootstrap over questions). For random kinds: the mean over the controls, with the 5 % and 95 %
     quantiles of the controls as `low` and `high`; `n` counts coherent answers. `per_control` holds every single
-    control, `outcomes` the answers under the treatment by strength.
+    control, `outcomes` the answers under the treatment by strength, `control_outcomes` those of every control by kind
+    and strength. Columns behind `COLUMNS` are capabilities (`dose_response`); for random kinds, means over the
+    controls.
     """
 
     table: pd.DataFrame
     per_control: pd.DataFrame
     outcomes: Mapping[float, Outcomes] = field(default_factory=dict, repr=False)
+    control_outcomes: Mapping[tuple[str, float], Sequence[Outcomes]] = field(default_factory=dict, repr=False)
 
     def best(self, coherence_budget: Number, *, goal: Goal = "repair") -> Dose:
         """The strength with the lowest ("repair") or highest ("induce") misaligned rate among the coherent enough.
@@ -93,11 +99,20 @@ class DoseCurve:
         ]
         return DoseCurve(tables[0], tables[1])
 
-    def figure(self, *, coherence_budget: Number | None = None) -> "go.Figure":
-        """Misaligned and coherent share against strength, with the random band behind."""
+    def figure(self, *, coherence_budget: Number | None = None, trait: str = "misaligned") -> "go.Figure":
+        """Misaligned and coherent share, and capabilities, against strength, with the random band behind.
+
+        `trait` is the word for "misaligned" where the judge's "aligned" means the absence of something else.
+        """
         from geometry.steering.figures import dose_figure
 
-        return dose_figure(self.table, coherence_budget=coherence_budget)
+        known = {"capabilities": self.capabilities, "trait": trait}
+        return dose_figure(self.table, coherence_budget=coherence_budget, **known)
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """The columns of the table that hold capabilities."""
+        return tuple(name for name in self.table.columns if name not in COLUMNS)
 
     def _repr_html_(self) -> str:
         return self.table.to_html(index=False, float_format=lambda value: f"{value:.3f}", border=0, escape=True)
@@ -114,31 +129,56 @@ def dose_response(
     n_samples: int = 1,
     controls: Sequence[Controls] = (),
     on: str = "tuned",
+    capability: Mapping[str, Capability] | None = None,
     **settings: Any,
 ) -> DoseCurve:
     """Ask `questions` under `make_operator(strength)` for every strength, and under the random controls, in shared
     batches.
 
     `on` names the model's part in the study ("tuned": repair, "base": induction) and goes into the table. Choose the
-    dose on selection questions and quote it on others. `settings` are those of `sample`. Raises InputError for repeated
-    or no strengths.
+    dose on selection questions and quote it on others. `capability` names what else a dose may cost: callables that
+    take the model and an arm's operators and return a figure, such as `lambda model, operators: perplexity(model,
+    neutral, operators=operators)`; each is called once for every strength and every control, and becomes a column.
+    `settings` are those of `sample`. Raises InputError for repeated or no strengths, for a capability named like a
+    column of the table.
     """
     strengths = [float(strength) for strength in strengths]
     if not strengths or len(set(strengths)) < len(strengths):
         raise InputError(f"strengths {strengths}: give at least one, each of them once")
+    able = _named(capability or {})
     arms = [as_operators(make_operator(strength)) for strength in strengths]
     answered = ask_many(model, arms, questions, judge, seed=seed, n_samples=n_samples, **settings)
-    rows = [_treated(strength, on, outcomes) for strength, outcomes in zip(strengths, answered, strict=True)]
+    rows = [
+        _treated(strength, on, outcomes) | _measured(able, model, arm)
+        for strength, arm, outcomes in zip(strengths, arms, answered, strict=True)
+    ]
     singles: list[dict[str, Any]] = []
+    kept: dict[tuple[str, float], Sequence[Outcomes]] = {}
     for number, control in enumerate(controls, 1):
         asked = control.questions or questions
         run = {"seed": seed + number, "n_samples": n_samples if control.questions is None else 1, **settings}
         for strength in strengths if control.strengths is None else control.strengths:
-            found = ask_many(model, list(control.make(strength)), asked, judge, **run)
-            singles += [_single(control.kind, strength, on, i, outcomes) for i, outcomes in enumerate(found)]
-    table = pd.DataFrame([*rows, *_bands(singles)], columns=list(COLUMNS))
-    per_control = pd.DataFrame(singles, columns=["strength", "kind", "on", "control", "misaligned", "coherent", "n"])
-    return DoseCurve(table, per_control, dict(zip(strengths, answered, strict=True)))
+            drawn = [as_operators(arm) for arm in control.make(strength)]
+            found = ask_many(model, drawn, asked, judge, **run)
+            kept[control.kind, float(strength)] = [*kept.get((control.kind, float(strength)), ()), *found]
+            singles += [
+                _single(control.kind, strength, on, i, outcomes) | _measured(able, model, arm)
+                for i, (arm, outcomes) in enumerate(zip(drawn, found, strict=True))
+            ]
+    table = pd.DataFrame([*rows, *_bands(singles, able)], columns=[*COLUMNS, *able])
+    per_control = pd.DataFrame(singles, columns=[*PER_CONTROL, *able])
+    return DoseCurve(table, per_control, dict(zip(strengths, answered, strict=True)), kept)
+
+
+def _named(capability: Mapping[str, Capability]) -> Mapping[str, Capability]:
+    taken = sorted(set(capability) & {*COLUMNS, *PER_CONTROL})
+    if taken:
+        raise InputError(f"capability {taken[0]!r}: the dose table has a column of this name; call it something else")
+    return capability
+
+
+def _measured(able: Mapping[str, Capability], model: Model, arm: Sequence[Operator]) -> dict[str, float]:
+    return {name: float(measure(model, arm)) for name, measure in able.items()}
 
 
 def _treated(strength: float, on: str, outcomes: Outcomes) -> dict[str, Any]:
@@ -159,14 +199,18 @@ def _share(outcomes: Outcomes, what: str) -> float:
     return float(event.sum() / base.sum()) if base.any() else math.nan
 
 
-def _bands(singles: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per kind and strength: mean and 5-95 % range over the controls that gave coherent answers at all."""
+def _bands(singles: Sequence[Mapping[str, Any]], able: Iterable[str]) -> list[dict[str, Any]]:
+    """One row per kind and strength: mean and 5-95 % range over the controls that gave coherent answers at all.
+
+    Capabilities are means over all controls.
+    """
     rows = []
     for kind, strength, on in dict.fromkeys((one["kind"], one["strength"], one["on"]) for one in singles):
         cell = [one for one in singles if (one["kind"], one["strength"], one["on"]) == (kind, strength, on)]
         rates = [one["misaligned"] for one in cell if math.isfinite(one["misaligned"])]
         low, high = np.quantile(rates, (0.05, 0.95)) if rates else (math.nan, math.nan)
         found = {"misaligned": float(np.mean(rates)) if rates else math.nan, "low": float(low), "high": float(high)}
-        found |= {"coherent": float(np.mean([one["coherent"] for one in cell])), "n": sum(one["n"] for one in cell)}
+        found |= {name: float(np.mean([one[name] for one in cell])) for name in ("coherent", *able)}
+        found |= {"n": sum(one["n"] for one in cell)}
         rows.append({"strength": strength, "kind": kind, "on": on, **found, "n_controls": len(cell), "chosen": False})
     return rows

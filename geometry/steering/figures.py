@@ -18,34 +18,46 @@ BAND = "rgba(138, 143, 152, 0.2)"
 Rows = Sequence[Mapping[str, Any]]
 
 
-def dose_figure(table: pd.DataFrame, *, coherence_budget: float | None = None) -> go.Figure:
+def dose_figure(
+    table: pd.DataFrame,
+    *,
+    coherence_budget: float | None = None,
+    capabilities: Sequence[str] = (),
+    trait: str = "misaligned",
+) -> go.Figure:
     """Misaligned rate and, below it, coherence against strength; random controls as a grey band, the chosen dose as a
     star.
 
     `table` is that of a `DoseCurve`; where it holds two models (`on`), each has its own line. The least coherence that
-    will do is shaded if given. Raises InputError for a table without a vector's rows.
+    will do is shaded if given; `capabilities` are further columns, a panel each; `trait` is what the first panel calls
+    the misaligned rate. Raises InputError for a table without a vector's rows.
     """
-    _columns(table, "strength", "kind", "misaligned", "low", "high", "coherent", "n")
+    _columns(table, "strength", "kind", "misaligned", "low", "high", "coherent", "n", *capabilities)
     rows = table.sort_values("strength", kind="stable").to_dict("records")
     treated = [row for row in rows if row["kind"] == "vector"]
     if not treated:
         raise InputError("dose table without rows of the kind 'vector': nothing to draw")
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.65, 0.35], vertical_spacing=0.06)
+    heights = [0.65, 0.35, *[0.35] * len(capabilities)]
+    figure = make_subplots(len(heights), 1, shared_xaxes=True, row_heights=heights, vertical_spacing=0.06)
     for kind in dict.fromkeys(row["kind"] for row in rows if row["kind"] != "vector"):
         for on in dict.fromkeys(row.get("on", "") for row in rows):
             _band(figure, [row for row in rows if row["kind"] == kind and row.get("on", "") == on], _words(kind, on))
     for on in dict.fromkeys(row.get("on", "") for row in treated):
         mine = [row for row in treated if row.get("on", "") == on]
-        _dose_line(figure, mine, "misaligned", 1, f"misaligned, {on}" if on else "misaligned")
+        _dose_line(figure, mine, "misaligned", 1, f"{trait}, {on}" if on else trait)
         _dose_line(figure, mine, "coherent", 2, f"coherent, {on}" if on else "coherent")
     _stars(figure, [row for row in treated if row.get("chosen")])
     if coherence_budget is not None:
         figure.add_hrect(y0=0, y1=coherence_budget, fillcolor=BAND, line_width=0, row=2, col=1)  # type: ignore[arg-type]
-    figure.update_yaxes(tickformat=".0%", rangemode="tozero", title_text="misaligned", row=1, col=1)
+    figure.update_yaxes(tickformat=".0%", rangemode="tozero", title_text=escape(trait), row=1, col=1)
     figure.update_yaxes(tickformat=".0%", range=[0, 1.02], title_text="coherent", row=2, col=1)
-    figure.update_xaxes(title_text="strength", row=2, col=1)
-    figure.update_layout(height=520, margin_b=110, legend={"y": -0.2, "yanchor": "top"})
-    return themed(figure, _dose_title(treated))
+    for row, what in enumerate(capabilities, 3):
+        _capability_lines(figure, rows, what, row)
+    figure.update_xaxes(title_text="strength", row=len(heights), col=1)
+    height = 520 + 150 * len(capabilities)
+    below = -0.2 * 338 / (height - 182)  # as many pixels under the lowest panel, however many there are
+    figure.update_layout(height=height, margin_b=110, legend={"y": below, "yanchor": "top"})
+    return themed(figure, _dose_title(treated, trait))
 
 
 def screen_figure(table: pd.DataFrame) -> go.Figure:
@@ -182,6 +194,27 @@ def _dose_line(figure: go.Figure, rows: Rows, what: str, row: int, name: str) ->
     )
 
 
+def _capability_lines(figure: go.Figure, rows: Rows, what: str, row: int) -> None:
+    """A capability against strength: the vector's line, and the means of the random kinds."""
+    for kind, on in dict.fromkeys((r["kind"], r.get("on", "")) for r in rows):
+        mine = [r for r in rows if (r["kind"], r.get("on", "")) == (kind, on)]
+        own = kind == "vector"
+        colour, symbol = (ALIGNED, "aligned") if own else (CONTROL, "control")
+        figure.add_scatter(
+            x=[r["strength"] for r in mine],
+            y=[r[what] for r in mine],
+            mode="lines+markers",
+            line={"color": colour, "dash": ("dash" if on == "base" else "solid") if own else "dot"},
+            marker={"color": colour, "symbol": MARKERS[symbol], "size": 9 if own else 6},
+            name=escape(what) if own else _words(kind, on),
+            showlegend=False,
+            hovertemplate="strength %{x}: %{y:.4g}",
+            row=row,
+            col=1,
+        )
+    figure.update_yaxes(title_text=escape(what), row=row, col=1)
+
+
 def _stars(figure: go.Figure, chosen: Rows) -> None:
     for row, what in ((1, "misaligned"), (2, "coherent")):
         figure.add_scatter(
@@ -197,10 +230,10 @@ def _stars(figure: go.Figure, chosen: Rows) -> None:
         )
 
 
-def _dose_title(treated: Rows) -> str:
+def _dose_title(treated: Rows, trait: str) -> str:
     chosen = [row for row in treated if row.get("chosen")] or treated
     row = min(chosen, key=lambda r: r["misaligned"])
-    return f"Strength {row['strength']:g}: {row['misaligned']:.0%} misaligned, {row['coherent']:.0%} coherent"
+    return f"Strength {row['strength']:g}: {row['misaligned']:.0%} {escape(trait)}, {row['coherent']:.0%} coherent"
 
 
 def _screen_title(rows: Rows, n: int) -> str:

@@ -10,7 +10,7 @@ import torch
 from geometry import Add, Controls, DoseCurve, ScreenGrid, ask_many, causal_screen, dose_response, random_controls
 from geometry.steering import doses, screen
 from geometry.steering.latent_operators import ClampLatent
-from probes import InputError, Model, Outcomes
+from probes import Conversation, InputError, Model, Outcomes, perplexity
 from probes.outcomes import COLUMNS
 
 
@@ -75,6 +75,33 @@ def test_curve_of_a_model(tiny_model: Model, questions, judge, vector, activatio
     untreated = ask_many(tiny_model, [(), make(4.0)], questions, judge, **settings)[0]
     assert made.outcomes[0.0].table.equals(untreated.table)
     assert "misaligned" in made._repr_html_()
+
+
+def test_what_else_a_dose_costs(tiny_model: Model, questions, judge, vector) -> None:
+    def make(strength: float) -> Add:
+        return Add(vector, strength=strength, unit="raw", layers=(2,))
+
+    def controls(strength: float):
+        return random_controls(make(strength), 3, torch.Generator().manual_seed(0))
+
+    neutral = [Conversation.of("Savings?", "Index fund."), Conversation.of("A burn?", "Cool it.")]
+    able = {"perplexity": lambda model, operators: perplexity(model, neutral, operators=operators)}
+    made = dose_response(
+        tiny_model, make, [0.0, 4.0], questions, judge, seed=3, controls=[Controls("random_norm", controls)],
+        capability=able, max_new_tokens=4,
+    )  # fmt: skip
+    assert list(made.table.columns) == [*doses.COLUMNS, "perplexity"] and made.capabilities == ("perplexity",)
+    plain, steered, _, random = made.table["perplexity"]
+    assert plain == pytest.approx(perplexity(tiny_model, neutral))
+    assert steered == pytest.approx(perplexity(tiny_model, neutral, operators=[make(4.0)])) != pytest.approx(plain)
+    singles = made.per_control.query("strength == 4")["perplexity"]
+    assert len(singles) == 3 and random == pytest.approx(singles.mean())
+    said = made.control_outcomes["random_norm", 4.0]
+    assert [one.rate("coherent").value for one in said] == made.per_control["coherent"].tolist()[3:]
+    panels = made.figure(trait="vowels").layout
+    assert panels.yaxis3.title.text == "perplexity" and panels.yaxis.title.text == "vowels"
+    with pytest.raises(InputError, match="capability 'control'"):
+        dose_response(tiny_model, make, [1.0], questions, judge, seed=3, capability={"control": able["perplexity"]})
 
 
 def test_curve_refusals(tiny_model: Model, questions, judge, vector) -> None:
