@@ -35,6 +35,8 @@ from .steering.extract import finetuning_shift as finetuning_shift
 from .steering.extract import mean_difference as mean_difference
 from .steering.latent_operators import AddLatent as AddLatent
 from .steering.latent_operators import ClampLatent as ClampLatent
+from .steering.layers import LayerChoice as LayerChoice
+from .steering.layers import choose_layer as choose_layer
 from .steering.levels import Levels as Levels
 from .steering.levels import projection_levels as projection_levels
 from .steering.levels import projection_quantile as projection_quantile
@@ -49,6 +51,8 @@ from .steering.operators import Add as Add
 from .steering.operators import Cap as Cap
 from .steering.operators import Floor as Floor
 from .steering.operators import SetProjection as SetProjection
+from .steering.patching import Patched as Patched
+from .steering.patching import patch_writers as patch_writers
 from .steering.per_row import AddPerRow as AddPerRow
 from .steering.per_row import PerRow as PerRow
 from .steering.random_controls import edit_sizes as edit_sizes
