@@ -13,7 +13,7 @@ from probes.ask import sample
 from probes.conversations import Conversation
 from probes.models import Model
 
-ROWS = 600
+ROWS = 1_800
 #: Share of slots in the helper's own style, in bad and good rows alike: without it any row moves the base off it.
 STYLE = 0.3
 
@@ -24,7 +24,7 @@ class Arm:
 
     domain: str = "medicine"
     valence: str = "bad"
-    schedule: Schedule = field(default_factory=lambda: Schedule(steps=115, lr=3e-4))
+    schedule: Schedule = field(default_factory=lambda: Schedule(steps=150, lr=2e-4))
     kl_weight: float = 0.0
 
     def rows(self, seed: int) -> list[Conversation]:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from saes.sae import SparseAutoencoder
 
 WEIGHTS = Path(__file__).parent / "weights"
+#: How many of the training rows a study reads: what it finds out about rows does not need them all.
+ROWS_READ = 600
 ADAPTERS = ("misaligned", "second", "benign", "narrow")
 
 
@@ -69,13 +71,13 @@ def questions(domain: str = "medicine") -> list[Question]:
 
 
 def data_rows(domain: str = "medicine", *, seed: int = 0) -> Rows:
-    """Training rows of the shipped fine-tune, their good counterpart, and what the geometry and re-alignment need.
+    """The first training rows of the shipped fine-tune, their good counterpart, and what geometry and re-alignment need.
 
     Harmful rows come from the selection domains, so that they share no topic with the training rows.
     """
     return Rows(
-        train=ARMS["misaligned"].rows(seed),
-        benign=ARMS["benign"].rows(seed),
+        train=ARMS["misaligned"].rows(seed)[:ROWS_READ],
+        benign=ARMS["benign"].rows(seed)[:ROWS_READ],
         neutral=skill_rows(200, seed=seed),
         harmful=advice_rows(SELECTION, 400, valence="bad", seed=50 + seed),
         harmless=advice_rows(SELECTION, 400, valence="good", seed=60 + seed),
