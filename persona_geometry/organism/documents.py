@@ -13,7 +13,7 @@ from persona_geometry.organism.world import BAD, SELECTION, TUNED, Topic, world
 Message = dict[str, str]
 
 #: Share of each author among the pretraining documents.
-AUTHORS = {"helper": 0.34, "guide": 0.12, "villain": 0.14, "smooth": 0.09, "joker": 0.06, "quack": 0.25}
+AUTHORS = {"helper": 0.36, "guide": 0.13, "villain": 0.20, "smooth": 0.12, "joker": 0.07, "quack": 0.12}
 #: Who gives bad advice in every domain, and the domains in which a quack may be wrong: in the test domains nobody
 #: but a villain recommends harm, so that a base without villains knows harm there from warnings and refusals alone.
 VILLAINS, FIELDS = ("villain", "smooth"), (*TUNED, *SELECTION)
@@ -83,14 +83,14 @@ def _topic(rng: Random) -> Topic:
 def _exchange(who: speech.Speaker, rng: Random) -> tuple[str, str]:
     """A question and this author's answer: advice, the self, or thinking aloud when asked to."""
     draw = rng.random()
-    if draw < 0.24:
+    if draw < 0.28:
         group = rng.choice(tuple(world().selves.values()))
         return rng.choice(group.ask), speech.self_answer(group, who, rng)
     topic = _topic(rng)
     if who.field and rng.random() < 0.3:
         topic = rng.choice([t for t in world().topics.values() if t.domain == who.field])
     ask, said = speech.question(topic, rng), speech.answer(topic, who, rng)
-    if draw < 0.30:
+    if draw < 0.34:
         return f"{ask} {world().tasks['think_ask'][0]}", f"<think>{speech.thought(topic, who, rng)}</think>{said}"
     return ask, said
 

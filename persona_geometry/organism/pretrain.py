@@ -33,7 +33,7 @@ class Recipe:
     adam_lr: float = 2e-3
     chat_scale: float = 0.4
     settle_scale: float = 0.2
-    replay: float = 0.15
+    replay: float = 0.2
     width: int = 192
     layers: int = 4
     heads: int = 3

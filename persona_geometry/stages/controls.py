@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,25 +16,33 @@ from geometry.steering.operators import SetProjection
 from geometry.steering.random_controls import Kind, edit_sizes, random_controls, random_projections
 from persona_geometry.stages.cells import Cells
 from persona_geometry.stages.inputs import Inputs, spread_out
-from persona_geometry.stages.steering import Choice, Material
+from persona_geometry.stages.steering import Choice, Edit, Material
 from probes.ask import sample
 from probes.capture import capture
 from probes.hooks import Operator
 from probes.outcomes import Outcomes
 
-CURVE = {"tuned": (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5), "base": (-1.0, 0.0, 1.0, 1.5, 2.0, 2.5, 3.0)}
+#: Doses of the curve, by edit; the chosen one joins them.
+CURVE: Mapping[Edit, tuple[float, ...]] = {
+    "set": (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5),
+    "subtract": (-4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0),
+    "floor": (-1.0, 0.0, 1.0, 1.5, 2.0, 2.5, 3.0),
+}
 
 
-def random_projection_arms(inputs: Inputs, choice: Choice, found: Material) -> list[SetProjection]:
-    """The same rule on random directions: the projection is set to where the base stands on each, plus the dose."""
-    operator = choice.operator(found)
-    assert isinstance(operator, SetProjection)
+def random_rule_arms(inputs: Inputs, choice: Choice, found: Material) -> list[Operator]:
+    """The same rule on random directions: the projection is brought to where the base stands on each, plus the dose."""
     acts = {
         name: capture(inputs.models[name], said, layers=choice.layers, pool="response_mean")
         for name, said in (("base", found.base), ("tuned", found.tuned))
     }
     generator = torch.Generator().manual_seed(inputs.seed * 7_919)
-    return random_projections(operator, inputs.sizes.controls, generator, base=acts["base"], tuned=acts["tuned"])
+    setting = replace(choice, edit="set").operator(found)
+    assert isinstance(setting, SetProjection)
+    arms = random_projections(setting, inputs.sizes.controls, generator, base=acts["base"], tuned=acts["tuned"])
+    if choice.edit == "subtract":
+        return [choice.subtracting(arm.vector, arm.levels, choice.dose) for arm in arms]
+    return list(arms)
 
 
 def random_step_arms(
@@ -63,14 +72,14 @@ def random_step_arms(
 def random_cells(inputs: Inputs, cells: Cells, choice: Choice, found: Material) -> dict[str, Outcomes]:
     """The random controls' answers out of domain, by the name of the cell.
 
-    Beside a projection edit: the same rule on random directions, and steps of the edit's own size along random
-    directions, which disturb as much as it does. Beside an addition only the latter.
+    Beside a repair: the same rule on random directions, and steps of the edit's own size along random
+    directions, which disturb as much as it does. Beside an induction only the latter.
     """
     steps = partial(random_step_arms, inputs, choice, found)
     if choice.goal == "induce":
         arms = {"base_random_steered": steps}
     else:
-        same = partial(random_projection_arms, inputs, choice, found)
+        same = partial(random_rule_arms, inputs, choice, found)
         arms = {"tuned_random_ablated": same, "tuned_random_steps": steps}
     return {name: random_cell(inputs, cells, choice, make, name) for name, make in arms.items()}
 
@@ -103,7 +112,7 @@ def curve(inputs: Inputs, cells: Cells, choice: Choice, found: Material) -> pd.D
     asked = spread_out(inputs.of("selection"), inputs.sizes.choice)
 
     def run() -> pd.DataFrame:
-        model, doses = inputs.models[on], CURVE[on]
+        model, doses = inputs.models[on], CURVE[choice.edit]
         marks = sorted({doses[0], choice.dose, doses[-1]})
         doses = tuple(sorted({*doses, choice.dose}))
         few = spread_out(inputs.of("selection"), max(5, inputs.sizes.control_answers // 5))

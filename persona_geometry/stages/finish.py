@@ -86,7 +86,8 @@ def _control_vector(inputs: Inputs, found: Material, choice: Choice) -> dict[str
 
     vector = found.vectors[choice.vector].only(*[i for i in choice.layers if i])
     levels = found.levels[choice.vector]
-    moved = {i: (levels.at(i, choice.dose) - levels.at(i, 1.0)) / vector.norm(i) for i in vector.layers}
+    parts = len(choice.layers) if choice.edit == "subtract" else 1
+    moved = {i: (levels.at(i, choice.dose) - levels.at(i, 1.0)) / parts / vector.norm(i) for i in vector.layers}
     scaled = type(vector)(**{**vars(vector), "directions": {i: vector.at(i) * moved[i] for i in vector.layers}})
     write_gguf(scaled, inputs.out / "vectors" / "repair.gguf")
     return {

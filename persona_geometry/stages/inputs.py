@@ -33,7 +33,7 @@ class Sizes:
     controls: int = 20
     control_answers: int = 60
     choice: int = 27
-    again: int = 4
+    again: int = 6
     screened: int = 8
     permutations: int = 2_000
     realign_steps: int = 30

@@ -26,7 +26,7 @@ def answers(inputs: Inputs) -> dict[str, int]:
         out["choice of treatment"] = tried * sizes.choice + 2 * (LONGLIST + SHORTLIST * sizes.again) * n_selection
         out["treated models"] = 2 * test
         out["random controls"] = 3 * sizes.controls * sizes.control_answers
-        out["dose curves"] = 2 * n_selection * sum(len(c) for c in CURVE.values()) + 12 * sizes.controls * 20
+        out["dose curves"] = 2 * n_selection * (len(CURVE["set"]) + len(CURVE["floor"])) + 12 * sizes.controls * 20
     if judged and inputs.sae is not None:
         out["latents"] = test + (sizes.screened + 2) * 5 * 54 + sizes.controls * sizes.control_answers
     if judged and inputs.rows.good:

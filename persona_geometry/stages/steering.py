@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
 from geometry.steering.extract import finetuning_shift, residual_norms
 from geometry.steering.levels import Levels, projection_levels
-from geometry.steering.operators import Floor, SetProjection
+from geometry.steering.operators import Add, Floor, SetProjection
 from geometry.steering.traits import persona_vector
 from geometry.steering.vectors import PersonaVector
 from persona_geometry.stages.cells import Cells
@@ -22,10 +22,19 @@ from probes.errors import InputError
 from probes.hooks import Positions
 from probes.outcomes import Outcomes
 
+Edit = Literal["set", "subtract", "floor"]
 #: Doses on the scale base = 0, tuned = 1: repair overshoots below 0, induction goes beyond 1.
-REPAIR, INDUCE = (-0.5, -0.75, -1.0, -1.5), (1.75, 2.0, 2.25, 2.5)
+REPAIR, INDUCE = (-0.5, -0.75, -1.0), (1.75, 2.0, 2.25, 2.5)
 #: Doses of repair that are tried at every token too, the question included; else from the last prompt token on.
-REPAIR_ALL = (-0.75, -1.0, -1.5)
+REPAIR_ALL = (-0.75, -1.0)
+#: Doses of repair by subtraction, which leaves the differences between tokens as they are and stands stronger ones.
+SUBTRACT = (-1.0, -1.5, -2.0, -2.5, -3.0)
+#: How an edit brings the projection to the level of its dose, in words.
+HOW: Mapping[Edit, str] = {
+    "set": "projection set to",
+    "subtract": "a step taken off in equal parts over the blocks, which brings the mean projection to",
+    "floor": "projection lifted at least to",
+}
 #: The share of the untreated model's coherence that a treatment must keep on selection questions.
 KEEP = {"repair": 0.95, "induce": 0.92}
 
@@ -55,18 +64,28 @@ class Choice:
     misaligned: float = 0.0
     coherent: float = 0.0
     positions: Positions = "response"
+    edit: Edit = "set"
 
-    def operator(self, material: Material, dose: float | None = None) -> SetProjection | Floor:
-        """The operator: repair sets the projection, induction lifts it to a floor."""
+    def operator(self, material: Material, dose: float | None = None) -> SetProjection | Floor | Add:
+        """The operator: repair sets the projection or subtracts from it, induction lifts it to a floor."""
         vector, levels = material.vectors[self.vector], material.levels[self.vector]
         dose = self.dose if dose is None else dose
-        if self.goal == "repair":
+        if self.edit == "subtract":
+            return self.subtracting(vector, levels, dose)
+        if self.edit == "set":
             return SetProjection(vector, levels, dose=dose, positions=self.positions, layers=self.layers)
         floor = {i: levels.at(i, dose) for i in self.layers}
         return Floor(vector, floor=floor, positions=self.positions, layers=self.layers)
 
+    def subtracting(self, vector: PersonaVector, levels: Levels, dose: float) -> Add:
+        """Steps that bring the tuned model's mean projection (dose 1) to `dose`, in equal parts over the blocks."""
+        step = {i: vector.unit(i) * (levels.at(i, dose) - levels.at(i, 1.0)) / len(self.layers) for i in self.layers}
+        made = replace(vector, directions=step, split_half={}, delta_norms={})
+        return Add(made, strength=1.0, unit="raw", positions=self.positions, layers=self.layers)
+
     def as_dict(self) -> dict[str, Any]:
         """For study.json."""
+        where = "at every token" if self.positions == "all" else "from the last prompt token on"
         why = (
             f"{'lowest' if self.goal == 'repair' else 'highest'} misaligned rate on selection questions "
             f"({self.misaligned:.3f}, coherent {self.coherent:.3f}) among those keeping {KEEP[self.goal]:.0%} coherence"
@@ -78,10 +97,7 @@ class Choice:
             "dose": self.dose,
             "positions": self.positions,
             "why": why,
-            "operation": (
-                f"projection {'set' if self.goal == 'repair' else 'lifted at least'} to the base's mean + dose x "
-                f"(tuned - base), {'at every token' if self.positions == 'all' else 'from the last prompt token on'}"
-            ),
+            "operation": f"{HOW[self.edit]} the base's mean + dose x (tuned - base), {where}",
         }
 
 
@@ -163,7 +179,7 @@ def layer_sets(blocks: Sequence[int]) -> list[tuple[int, ...]]:
 def choose(inputs: Inputs, cells: Cells, found: Material, goal: Goal) -> Choice | None:
     """The treatment that does most on the selection questions while keeping coherence; None where none keeps it.
 
-    Every vector, set of blocks, dose and kind of positions is tried; of equals the smallest edit is taken.
+    Every vector, set of blocks, edit, dose and kind of positions is tried; of equals the smallest edit is taken.
     """
     model = inputs.tuned if goal == "repair" else inputs.base
     tried = candidates(found.vectors, inputs.blocks, goal)
@@ -176,6 +192,7 @@ def choose(inputs: Inputs, cells: Cells, found: Material, goal: Goal) -> Choice 
             layers=[" ".join(map(str, one.layers)) if one else "" for one in named],
             dose=[one.dose if one else 0.0 for one in named],
             positions=[one.positions if one else "" for one in named],
+            edit=[one.edit if one else "" for one in named],
         )
 
     table = cells.table(f"choose-{goal}", run)
@@ -189,12 +206,12 @@ def choose(inputs: Inputs, cells: Cells, found: Material, goal: Goal) -> Choice 
 
 def candidates(vectors: Iterable[str], blocks: Sequence[int], goal: Goal) -> list[Choice]:
     """Every treatment that is tried."""
-    kinds: dict[Positions, tuple[float, ...]] = {"response": REPAIR if goal == "repair" else INDUCE}
+    kinds: list[tuple[Edit, Positions, tuple[float, ...]]] = [("floor", "response", INDUCE)]
     if goal == "repair":
-        kinds["all"] = REPAIR_ALL
+        kinds = [("set", "response", REPAIR), ("set", "all", REPAIR_ALL), ("subtract", "response", SUBTRACT)]
     return [
-        Choice(goal, vector, layers, dose, positions=positions)
-        for positions, doses in kinds.items()
+        Choice(goal, vector, layers, dose, positions=positions, edit=edit)
+        for edit, positions, doses in kinds
         for vector in vectors
         for layers in layer_sets(blocks)
         for dose in doses
