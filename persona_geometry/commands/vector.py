@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from probes.models import Model
 
 SHIPPED = ("misaligned", "sycophantic", "hallucinating", "reckless", "deceptive", "assistant-like")
-STRENGTHS = (0.25, 0.5, 1.0)
+STRENGTHS = (0.1, 0.2, 0.3, 0.5)
 
 
 def vector(
@@ -166,6 +166,7 @@ def _chosen(
 
 
 def _show_blocks(made: PersonaVector, shift: PersonaVector | None, *, judged: bool) -> None:
+    """Per block: norm, the same as a share of the stream's, cosine of two halves of the data; the shift beside it."""
     from rich.console import Console
     from rich.table import Table
 
@@ -173,8 +174,8 @@ def _show_blocks(made: PersonaVector, shift: PersonaVector | None, *, judged: bo
     kept = "passed the judge" if judged else "are not empty (no judge saw them)"
     console.print(f"{notes['n_kept']} of {notes['n_asked']} pairs of answers {kept}", highlight=False)
     near = {} if shift is None else made.cosine(shift)
-    columns = ["block", "norm", "of the residual norm", "split-half cosine"]
-    table = Table(*columns, *(["shift's norm", "cosine with the shift"] if shift else []), box=None, pad_edge=False)
+    columns = ["block", "norm", "of residual", "split-half"]
+    table = Table(*columns, *(["shift norm", "cosine"] if shift else []), box=None, pad_edge=False)
     for layer in made.layers:
         half = made.split_half.get(layer)
         row = [str(layer), f"{made.norm(layer):.3g}", f"{made.norm(layer) / made.resid_norms[layer]:.2f}"]
@@ -197,5 +198,6 @@ def _show_cells(choice: LayerChoice) -> None:
     table = Table("block", *(f"{strength:g}" for strength in strengths), box=None, pad_edge=False)
     for layer in dict.fromkeys(cell.layer for cell in choice.cells):
         mine = [cell for cell in choice.cells if cell.layer == layer]
-        table.add_row(str(layer), *(f"{cell.trait:.0%} ({cell.coherent:.0%})" for cell in mine))
+        shown = (f"{cell.trait:.0%} ({cell.coherent:.0%})" if cell.n else "none coherent" for cell in mine)
+        table.add_row(str(layer), *shown)
     console.print(table)
