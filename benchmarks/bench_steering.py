@@ -1,0 +1,300 @@
+"""Steered generation beside its limit and its peers: a vector added to a block's output while a model writes.
+
+`python benchmarks/bench_steering.py [--quick] [--json FILE] [--threads N] [--rounds N]`
+
+Job: a Llama of 100 million random parameters in float32 continues 8 prompts of 32 tokens by 64 tokens, greedily, with a
+vector added at every position to the output of its middle block. Ours is `sample`, from conversations to texts,
+templates and decoding included; the others go from token ids to token ids. The limit is `generate` of transformers on
+the same model without any steering; `unsteered` is ours without operators.
+
+A ratio is a speed, their seconds over ours, round by round: above 1 ours is the faster. The figure is the median over
+the rounds, its interval a bootstrap over them (95 %). No answer ends early: the model cannot say its end token.
+"""
+
+import argparse
+import copy
+import importlib
+import importlib.metadata
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+SPECIAL = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>")
+PAD, END = 0, 1
+TEMPLATE = "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}<|assistant|>"
+FRAME = 2  # tokens that the template writes around a prompt's words
+PACKAGES = ("numpy", "torch", "transformers", "repeng", "steering-vectors", "nnsight", "transformer-lens")
+Run = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the model and its job are, and the block whose output is steered."""
+
+    width: int = 768
+    depth: int = 12
+    block: int = 6
+    vocabulary: int = 10_240
+    batch: int = 8
+    prompt: int = 32
+    new: int = 64
+
+
+QUICK = Size(width=192, depth=4, block=2, vocabulary=2048, batch=4, prompt=16, new=24)
+
+
+@dataclass(frozen=True)
+class Job:
+    """The model, its prompts as conversations and as tokens, and the step that is added."""
+
+    size: Size
+
+    @cached_property
+    def model(self) -> Any:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        from probes.models import Model
+
+        size = self.size
+        config = LlamaConfig(
+            vocab_size=size.vocabulary,
+            hidden_size=size.width,
+            intermediate_size=size.width * 8 // 3,
+            num_hidden_layers=size.depth,
+            num_attention_heads=size.width // 64,
+            max_position_embeddings=size.prompt + size.new,
+            initializer_range=0.05,
+            bos_token_id=None,
+            eos_token_id=END,
+            pad_token_id=PAD,
+        )
+        torch.manual_seed(0)
+        hf = LlamaForCausalLM(config).eval()
+        hf.lm_head.weight.data[: len(SPECIAL)] = 0  # a logit of 0 is never the largest of thousands
+        return Model(hf, words_tokenizer(size.vocabulary), "random Llama")
+
+    @cached_property
+    def conversations(self) -> list[Any]:
+        from probes.conversations import Conversation
+
+        shape = (self.size.batch, self.size.prompt - FRAME)
+        words = np.random.default_rng(0).integers(len(SPECIAL), self.size.vocabulary, shape)
+        return [Conversation.of(" ".join(f"w{i}" for i in row)) for row in words]
+
+    @cached_property
+    def step(self) -> torch.Tensor:
+        return torch.randn(self.size.width, generator=torch.Generator().manual_seed(1))
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """What `generate` of transformers takes: the same tokens and settings for everybody."""
+        from probes.conversations import render
+
+        rendered = render(self.model.tokenizer, self.conversations)
+        assert rendered.input_ids.shape == (self.size.batch, self.size.prompt), rendered.input_ids.shape
+        settings = {"max_new_tokens": self.size.new, "do_sample": False, "eos_token_id": END, "pad_token_id": PAD}
+        return {"input_ids": rendered.input_ids, "attention_mask": rendered.attention_mask} | settings
+
+    def words(self, ids: torch.Tensor) -> list[str]:
+        """The new tokens as text: a word each, so that equal texts are equal tokens."""
+        assert ids.shape == (self.size.batch, self.size.prompt + self.size.new), ids.shape
+        return self.model.tokenizer.batch_decode(ids[:, self.size.prompt :], skip_special_tokens=True)
+
+
+def words_tokenizer(vocabulary: int) -> Any:
+    """A token for every word w4, w5, ..., and a template that frames a prompt."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = [*SPECIAL, *(f"w{i}" for i in range(len(SPECIAL), vocabulary))]
+    words = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<|pad|>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    pad, end, *roles = SPECIAL
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token=pad,
+        eos_token=end,
+        extra_special_tokens=roles,
+        chat_template=TEMPLATE,
+    )
+
+
+def ours(job: Job, *, steered: bool = True) -> Run:
+    from geometry.steering.operators import Add
+    from geometry.steering.vectors import PersonaVector
+    from probes.ask import sample
+
+    vector = PersonaVector({job.size.block: job.step}, model=job.model.name)
+    operators = (Add(vector, strength=1, unit="raw", positions="all"),) if steered else ()
+    settings: dict[str, Any] = {"seed": 0, "temperature": 0, "max_new_tokens": job.size.new}
+    return lambda: sample(job.model, job.conversations, operators=operators, **settings)
+
+
+def by_hook(job: Job) -> Run:
+    """The plainest way to steer, as the reference that all must equal: a hook of torch's own."""
+
+    def run() -> torch.Tensor:
+        hook = job.model.blocks[job.size.block].register_forward_hook(lambda _, __, out: out + job.step)
+        try:
+            return job.model.hf.generate(**job.inputs)
+        finally:
+            hook.remove()
+
+    return run
+
+
+def with_repeng(job: Job) -> Run:
+    with patch.object(np, "float_", np.float64, create=True):  # repeng 0.4 asks for what numpy 2 has dropped
+        repeng: Any = importlib.import_module("repeng")
+    model = repeng.ControlModel(copy.deepcopy(job.model.hf), [job.size.block])
+    model.set_control(repeng.ControlVector("llama", {job.size.block: job.step.numpy()}), 1.0)
+    return lambda: model.generate(**job.inputs)
+
+
+def with_steering_vectors(job: Job) -> Run:
+    vector: Any = importlib.import_module("steering_vectors").SteeringVector({job.size.block: job.step})
+
+    def run() -> torch.Tensor:
+        with vector.apply(job.model.hf):
+            return job.model.hf.generate(**job.inputs)
+
+    return run
+
+
+def with_nnsight(job: Job) -> Run:
+    nnsight: Any = importlib.import_module("nnsight")
+    hf, tokenizer = copy.deepcopy((job.model.hf, job.model.tokenizer))
+    model = nnsight.TransformersModel(hf, tokenizer=tokenizer, task="text-generation")
+
+    def run() -> torch.Tensor:
+        with model.generate(**job.inputs) as tracer:
+            for _ in tracer.iter[: job.size.new]:
+                model.model.layers[job.size.block].output = model.model.layers[job.size.block].output + job.step
+            written = tracer.result.save()
+        return written
+
+    return run
+
+
+def with_transformer_lens(job: Job) -> Run:
+    importlib.import_module("transformer_lens")
+    bridge: Any = job.model.bridge()
+    hooks = [(f"blocks.{job.size.block}.hook_out", lambda out, hook: out + job.step)]
+    settings = {"max_new_tokens": job.size.new, "do_sample": False, "eos_token_id": END, "return_type": "tokens"}
+
+    def run() -> torch.Tensor:
+        with bridge.hooks(fwd_hooks=hooks):
+            return bridge.generate(job.inputs["input_ids"], verbose=False, **settings)
+
+    return run
+
+
+CONTENDERS: dict[str, Callable[[Job], Run]] = {
+    "ours": ours,
+    "limit": lambda job: lambda: job.model.hf.generate(**job.inputs),
+    "unsteered": partial(ours, steered=False),
+    "repeng": with_repeng,
+    "steering_vectors": with_steering_vectors,
+    "nnsight": with_nnsight,
+    "transformer_lens": with_transformer_lens,
+}
+
+
+def prepared(job: Job) -> tuple[dict[str, Run], dict[str, str]]:
+    """Those that can run here, after proof that they write the same, and why the others cannot."""
+    runs, absent = {}, {}
+    for name, build in CONTENDERS.items():
+        try:
+            runs[name] = build(job)
+        except ImportError as error:
+            absent[name] = f"not installed ({error})"
+    plain, steered = job.words(runs["limit"]()), job.words(by_hook(job)())
+    assert all(len(text.split()) == job.size.new for text in [*plain, *steered]), "an answer ended early"
+    assert not set(plain) & set(steered), "the vector changed nothing"
+    for name, run in runs.items():
+        found = run()
+        found = job.words(found) if isinstance(found, torch.Tensor) else found
+        assert found == (plain if name in ("limit", "unsteered") else steered), f"{name} writes something else"
+    return runs, absent
+
+
+def timed(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each over interleaved rounds."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def compared(seconds: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
+    """Median ratios of speed with their intervals, and median seconds; an absent peer's ratio is null."""
+    pairs = {f"ours_over_{name}": ("ours", name) for name in CONTENDERS if name not in ("ours", "unsteered")}
+    pairs["unsteered_over_limit"] = ("unsteered", "limit")
+    ratios: dict[str, Any] = dict.fromkeys(pairs)
+    intervals: dict[str, Any] = dict.fromkeys(pairs)
+    for name, (mine, theirs) in pairs.items():
+        if theirs in seconds:
+            speeds = np.divide(seconds[theirs], seconds[mine])
+            drawn = np.random.default_rng(0).integers(len(speeds), size=(10_000, len(speeds)))
+            intervals[name] = np.quantile(np.median(speeds[drawn], axis=1), (0.025, 0.975)).tolist()
+            ratios[name] = float(np.median(speeds))
+    return {"ratios": ratios, "intervals": intervals, "seconds": {k: float(np.median(v)) for k, v in seconds.items()}}
+
+
+def peak_mb(flags: list[str], who: str) -> float:
+    """Peak memory of a fresh process that makes the model and runs one contender, libraries included."""
+    command = [sys.executable, __file__, *flags, "--peak", who]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def main() -> None:
+    """Prove, time, print, and write as JSON if asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a model of 3 million parameters, three rounds")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--peak", choices=("ours", "limit"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    job = Job(QUICK if args.quick else Size())
+    if args.peak:
+        CONTENDERS[args.peak](job)()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
+    flags = ["--threads", str(args.threads), *(["--quick"] if args.quick else [])]
+    peaks = {"peak_mb": peak_mb(flags, "ours"), "limit_peak_mb": peak_mb(flags, "limit")}
+    runs, absent = prepared(job)
+    rounds = args.rounds or (3 if args.quick else 7)
+    figures: dict[str, Any] = compared(timed(runs, rounds)) | peaks | {"absent": absent}
+    figures |= {"parameters": sum(p.numel() for p in job.model.hf.parameters()), "size": vars(job.size)}
+    figures |= {"threads": args.threads, "rounds": rounds, "date": time.strftime("%Y-%m-%d")}
+    known = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    figures |= {"versions": {name: known[name] for name in PACKAGES if name in known}}
+    figures |= {"machine": platform.processor() or platform.machine()}
+    text = json.dumps(figures, indent=1, sort_keys=True)
+    print(text)
+    if args.json:
+        args.json.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
