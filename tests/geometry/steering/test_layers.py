@@ -68,7 +68,7 @@ def test_where_nothing_will_do(planted, tiny_model, vector, questions, judge) ->
     with pytest.raises(InputError, match=r"keeps 60% of the coherence of 100% \(most: 50%\)"):
         lost = choose(tiny_model, vector, questions, judge, layers=[2], strengths=[1.0], coherence_budget=0.6)
         lost.best  # noqa: B018
-    assert "No block moves 10% misaligned" in lost.figure().layout.title.text
+    assert lost.figure().layout.title.text == "No block moves 10% misaligned"
 
 
 @pytest.mark.parametrize("unit", ["raw", "resid_norm", "delta_norm"])
@@ -96,11 +96,12 @@ def test_cells_of_a_model(tiny_model: Model, vector, questions, judge) -> None:
 
 def test_figure(planted, tiny_model, vector, questions, judge) -> None:
     figure = choose(tiny_model, vector, questions, judge, trait="<cheer>").figure()
-    inside, beyond, star = figure.data
+    inside, beyond = figure.data
     assert list(inside.y) == ["1", "2", "3"] and list(inside.x) == ["0.5", "1"]
     assert list(inside.z[1]) == [pytest.approx(0.6, abs=0.01), None] and list(beyond.text[1]) == ["", "(95%)"]
-    assert (star.x[0], star.y[0]) == ("0.5", "2")
-    assert figure.layout.title.text == "Block 2 at 0.5: 10% to 60% &lt;cheer&gt;, 92% coherent"
+    (frame,) = figure.layout.shapes
+    assert inside.text[1][0] == "★ 60%" and (frame.x0, frame.y0) == (-0.5, 0.5), "second row, first column"
+    assert figure.layout.title.text == "Block 2 at 0.5: 10% to 60% &lt;cheer&gt;"
     assert max(len(figure.layout.xaxis.title.text), len(figure.layout.yaxis.title.text)) <= 24
 
 
