@@ -1,5 +1,6 @@
 """The notebooks run from top to bottom, and are kept without outputs."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ nbclient = pytest.importorskip("nbclient", reason="needs the extra [notebooks]")
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
 BOOKS = sorted(FOLDER.glob("*.ipynb"))
+ASSETS = "PERSONA_GEOMETRY_ASSETS"
 
 
 def test_there_are_notebooks_and_flat_files_only():
@@ -26,5 +28,9 @@ def test_outputs_are_stripped(path: Path):
 @pytest.mark.parametrize("path", BOOKS, ids=lambda p: p.stem)
 def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PLOTLY_RENDERER", "json")
+    if ASSETS in path.read_text(encoding="utf-8"):
+        if ASSETS not in os.environ:
+            pytest.skip(f"needs a model and data under ${ASSETS}")
+        monkeypatch.setenv(ASSETS, str((FOLDER.parent / os.environ[ASSETS]).resolve()))
     book = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(book, timeout=420, resources={"metadata": {"path": str(tmp_path)}}).execute()
