@@ -178,6 +178,6 @@ def _check(pairs: Sequence[tuple[Conversation, Conversation]], writers: Writers,
     for i, (harmful, harmless) in enumerate(pairs):
         if harmful.answer is None or harmless.answer is None or harmful.prompt.messages != harmless.prompt.messages:
             raise InputError(f"pair {i}: give two answers to the same prompt")
-    known = int(writers.table["component"].isin(list(_SITES)).sum())
+    known = sum(component in _SITES for component in writers.table["component"])
     if not all(0 < k <= known for k in top):
         raise InputError(f"sets of {list(top)} components: these writers have {known}; give 1 to {known}")

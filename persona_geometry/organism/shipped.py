@@ -71,7 +71,7 @@ def questions(domain: str = "medicine") -> list[Question]:
 
 
 def data_rows(domain: str = "medicine", *, seed: int = 0) -> Rows:
-    """The first training rows of the shipped fine-tune, their good counterpart, and what geometry and re-alignment need.
+    """First training rows of the shipped fine-tune, their good counterpart, and what geometry and re-alignment need.
 
     Harmful rows come from the selection domains, so that they share no topic with the training rows.
     """
