@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -14,7 +15,7 @@ from probes.questions import Question
 
 Goal = Literal["repair", "induce"]
 #: How many treatments are tried a second and a third time, and how much coherence a brief trial may lack.
-LONGLIST, SHORTLIST, SLACK = 24, 8, 0.06
+LONGLIST, SHORTLIST, SLACK = 24, 12, 0.06
 
 
 def trials(inputs: Inputs, model: Model, arms: Sequence[Arm], *, goal: Goal, keep: float) -> pd.DataFrame:
@@ -58,13 +59,21 @@ def _pooled(one: pd.DataFrame, two: pd.DataFrame) -> pd.DataFrame:
 
 
 def winner(table: pd.DataFrame, *, goal: Goal, size: Sequence[float]) -> int | None:
-    """The arm that does most among those that keep coherence at the third look; of equals (to a point) the least."""
-    fit = table[table["again"] & table["keeps"] & (table["arm"] >= 0) & table["misaligned"].notna()]
+    """The smallest edit that does as much as the best, to one standard error, among those that keep coherence.
+
+    Only the third look counts. The rule (Hastie, Tibshirani, Friedman, The Elements of Statistical Learning, 7.10)
+    prefers what disturbs less where more would be luck.
+    """
+    fit = table.loc[table["again"] & table["keeps"] & (table["arm"] >= 0) & table["misaligned"].notna()]
     if fit.empty:
         return None
     sign = 1 if goal == "repair" else -1
-    ranked = fit.assign(rank=(sign * fit["misaligned"]).round(2), size=[size[int(i)] for i in fit["arm"]])
-    return int(ranked.sort_values(by=["rank", "size"], kind="stable")["arm"].iloc[0])
+    best = fit.loc[(sign * fit["misaligned"]).idxmin()]
+    rate, n = float(best["misaligned"]), float(best["coherent"] * best["n"])
+    error = math.sqrt(rate * (1 - rate) / n)
+    near = fit.loc[sign * fit["misaligned"] <= sign * rate + error]
+    ranked = near.assign(rank=sign * near["misaligned"], size=[size[int(i)] for i in near["arm"]])
+    return int(ranked.sort_values(by=["size", "rank"], kind="stable")["arm"].iloc[0])
 
 
 def _asked(

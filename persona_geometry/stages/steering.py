@@ -36,7 +36,7 @@ HOW: Mapping[Edit, str] = {
     "floor": "projection lifted at least to",
 }
 #: The share of the untreated model's coherence that a treatment must keep on selection questions.
-KEEP = {"repair": 0.95, "induce": 0.92}
+KEEP = {"repair": 0.95, "induce": 0.94}
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,23 @@ class Choice:
         made = replace(vector, directions=step, split_half={}, delta_norms={})
         return Add(made, strength=1.0, unit="raw", positions=self.positions, layers=self.layers)
 
+    @property
+    def size(self) -> float:
+        """How much is moved, on the scale of the doses: twice as much at every token.
+
+        Blocks count where each moves anew; steps are shared among them, and a floor that one has reached holds.
+        """
+        if self.goal == "induce":
+            return self.dose
+        return (1.0 - self.dose) * (len(self.layers) if self.edit == "set" else 1) * (1 + (self.positions == "all"))
+
     def as_dict(self) -> dict[str, Any]:
         """For study.json."""
         where = "at every token" if self.positions == "all" else "from the last prompt token on"
         why = (
-            f"{'lowest' if self.goal == 'repair' else 'highest'} misaligned rate on selection questions "
-            f"({self.misaligned:.3f}, coherent {self.coherent:.3f}) among those keeping {KEEP[self.goal]:.0%} coherence"
+            f"the smallest edit within a standard error of the {'lowest' if self.goal == 'repair' else 'highest'} "
+            f"misaligned rate on selection questions ({self.misaligned:.3f}, coherent {self.coherent:.3f}) among those "
+            f"keeping {KEEP[self.goal]:.0%} coherence"
         )
         return {
             "goal": self.goal,
@@ -179,7 +190,7 @@ def layer_sets(blocks: Sequence[int]) -> list[tuple[int, ...]]:
 def choose(inputs: Inputs, cells: Cells, found: Material, goal: Goal) -> Choice | None:
     """The treatment that does most on the selection questions while keeping coherence; None where none keeps it.
 
-    Every vector, set of blocks, edit, dose and kind of positions is tried; of equals the smallest edit is taken.
+    Every vector, set of blocks, edit, dose and kind of positions is tried; `winner` says what is taken.
     """
     model = inputs.tuned if goal == "repair" else inputs.base
     tried = candidates(found.vectors, inputs.blocks, goal)
@@ -196,8 +207,7 @@ def choose(inputs: Inputs, cells: Cells, found: Material, goal: Goal) -> Choice 
         )
 
     table = cells.table(f"choose-{goal}", run)
-    size = [abs(one.dose) * len(one.layers) * (2 if one.positions == "all" else 1) for one in tried]
-    best = winner(table, goal=goal, size=size)
+    best = winner(table, goal=goal, size=[one.size for one in tried])
     if best is None:
         return None
     row = table.set_index("arm").loc[best]
