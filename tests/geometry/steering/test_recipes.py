@@ -186,7 +186,7 @@ def test_recipe(name: str, change: str, models, expected, monkeypatch: pytest.Mo
 
 def test_the_rows_are_of_unlike_lengths(models) -> None:
     widths = render(models.base.tokenizer, conversations(CARELESS)).attention_mask.sum(1)
-    assert len(set(widths.tolist())) == len(PROMPTS)
+    assert len(set(widths.tolist())) >= len(PROMPTS) - 1, "padding would hardly be tried"
 
 
 def test_judged_answers_by_token(models, plain) -> None:
