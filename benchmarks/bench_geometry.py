@@ -9,12 +9,9 @@ scikit-learn take the mean cosine and the draws alone. The limit is the one matr
 """
 
 import argparse
-import json
-import platform
 import resource
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from benchmarks.common import finish, interleaved, options, rounds_of  # noqa: E402
 
 N_SET, N_DRAWS = 100, 1000
 Job = dict[str, Callable[[], Any]]
@@ -115,21 +114,15 @@ def neighbours_job(rows: int, width: int, k: int = 15) -> Job:
 JOBS = {"compare": compare_job, "neighbours": neighbours_job}
 
 
-def timed(job: Job, rounds: int) -> dict[str, float]:
-    """Median seconds of each contender over interleaved rounds, and the ratios of ours."""
-    seconds: dict[str, list[float]] = {name: [] for name in job}
-    for _ in range(rounds):
-        for name, run in job.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    medians = {f"{name}_s": statistics.median(values) for name, values in seconds.items()}
+def timed(job: Job, rounds: int) -> dict[str, Any]:
+    """Median seconds of each contender over interleaved rounds, and our speed over theirs: above 1 ours is faster."""
+    seconds = interleaved(job, rounds)
     ratios = {
-        f"ours_over_{name}": statistics.median(a / b for a, b in zip(seconds["ours"], values, strict=True))
+        f"ours_over_{name}": statistics.median(b / a for a, b in zip(seconds["ours"], values, strict=True))
         for name, values in seconds.items()
         if name != "ours"
     }
-    return medians | ratios
+    return {"seconds": {name: statistics.median(values) for name, values in seconds.items()}, "ratios": ratios}
 
 
 def peak_mb(rows: int, width: int) -> float:
@@ -157,11 +150,7 @@ def own_peak(rows: int, width: int) -> None:
 
 def main() -> None:
     """Run both jobs, print the figures, write them as JSON if asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small sizes, three rounds")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int)
+    parser = options(__doc__)
     parser.add_argument("--jobs", nargs="+", choices=list(JOBS), default=list(JOBS))
     parser.add_argument("--peak", type=int, nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -171,18 +160,15 @@ def main() -> None:
         return
     full = {"compare": (131_072, 2304), "neighbours": (16_384, 2304)}
     sizes = {"compare": (16_384, 512), "neighbours": (4096, 256)} if args.quick else full
-    rounds = args.rounds or (3 if args.quick else 7)
     figures: dict[str, Any] = {"peak_mb": peak_mb(*sizes["compare"])}
     for name in args.jobs:
         job = JOBS[name](*sizes[name])
-        figures[name] = timed(job, rounds) | dict(zip(("rows", "width"), sizes[name], strict=True))
-    figures |= {key: value for key, value in figures[args.jobs[0]].items() if key.startswith("ours_over")}
-    figures |= {"threads": args.threads, "rounds": rounds, "machine": platform.processor() or platform.machine()}
-    figures |= {"torch": torch.__version__, "numpy": np.__version__, "date": time.strftime("%Y-%m-%d")}
-    text = json.dumps(figures, indent=1, sort_keys=True)
-    print(text)
-    if args.json:
-        args.json.write_text(text + "\n", encoding="utf-8")
+        figures[name] = timed(job, rounds_of(args)) | dict(zip(("rows", "width"), sizes[name], strict=True))
+    figures |= {
+        "ratios": figures[args.jobs[0]]["ratios"],
+        "versions": {"torch": torch.__version__, "numpy": np.__version__},
+    }
+    finish(figures, args)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,9 @@ import argparse
 import copy
 import importlib
 import importlib.metadata
-import json
-import platform
 import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -33,6 +30,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from benchmarks.common import finish, interleaved, options, rounds_of  # noqa: E402
 
 SPECIAL = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>")
 PAD, END = 0, 1
@@ -233,17 +232,6 @@ def prepared(job: Job) -> tuple[dict[str, Run], dict[str, str]]:
     return runs, absent
 
 
-def timed(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each over interleaved rounds."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
 def compared(seconds: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
     """Median ratios of speed with their intervals, and median seconds; an absent peer's ratio is null."""
     pairs = {f"ours_over_{name}": ("ours", name) for name in CONTENDERS if name not in ("ours", "unsteered")}
@@ -267,11 +255,7 @@ def peak_mb(flags: list[str], who: str) -> float:
 
 def main() -> None:
     """Prove, time, print, and write as JSON if asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a model of 3 million parameters, three rounds")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int)
+    parser = options(__doc__)
     parser.add_argument("--peak", choices=("ours", "limit"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -283,17 +267,11 @@ def main() -> None:
     flags = ["--threads", str(args.threads), *(["--quick"] if args.quick else [])]
     peaks = {"peak_mb": peak_mb(flags, "ours"), "limit_peak_mb": peak_mb(flags, "limit")}
     runs, absent = prepared(job)
-    rounds = args.rounds or (3 if args.quick else 7)
-    figures: dict[str, Any] = compared(timed(runs, rounds)) | peaks | {"absent": absent}
+    figures: dict[str, Any] = compared(interleaved(runs, rounds_of(args))) | peaks | {"absent": absent}
     figures |= {"parameters": sum(p.numel() for p in job.model.hf.parameters()), "size": vars(job.size)}
-    figures |= {"threads": args.threads, "rounds": rounds, "date": time.strftime("%Y-%m-%d")}
     known = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
     figures |= {"versions": {name: known[name] for name in PACKAGES if name in known}}
-    figures |= {"machine": platform.processor() or platform.machine()}
-    text = json.dumps(figures, indent=1, sort_keys=True)
-    print(text)
-    if args.json:
-        args.json.write_text(text + "\n", encoding="utf-8")
+    finish(figures, args)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Patching: do the components that write a direction carry the behaviour? Their outputs are set back to the base's."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from geometry.steering.writers import Writers
-from probes.conversations import Conversation, Rendered, render
+from probes.conversations import Conversation, render
 from probes.errors import InputError
+from probes.judges.margin import answer_logprobs
 from probes.models import Model, check_same_family
 
 Component = tuple[int, str, int]  # block, "head" or "mlp", head (-1: none)
@@ -89,7 +90,8 @@ def patch_writers(
     ]
     rows = [row for pair in pairs for row in pair]
     bridges = base.bridge(), tuned.bridge()
-    found = torch.cat([_scores(bridges, tuned, part, plans) for _, part in _in_order(rows, batch_size)], dim=1)
+    parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    found = torch.cat([_scores(bridges, tuned, part, plans) for part in parts], dim=1)
     margins = (found[:, ::2] - found[:, 1::2]).mean(dim=1).tolist()
     names = [("base", 0), *((kind, k) for kind, k, _ in plans)]
     span = margins[1] - margins[0]
@@ -103,10 +105,6 @@ def patch_writers(
 
 
 _SITES = {"head": "blocks.{}.attn.hook_z", "mlp": "blocks.{}.hook_mlp_out"}
-
-
-def _in_order(rows: Sequence[Conversation], size: int) -> Iterable[tuple[int, Sequence[Conversation]]]:
-    return ((start, rows[start : start + size]) for start in range(0, len(rows), size))
 
 
 def _key(row: Mapping[Any, Any]) -> Component:
@@ -134,11 +132,11 @@ def _scores(
         logits, cache = base.run_with_cache(
             rendered.input_ids, attention_mask=rendered.attention_mask, names_filter=lambda name: name in wanted
         )
-        out = [_answer_logprobs(logits, rendered)]
+        out = [answer_logprobs(logits.double(), rendered)]
         for _, _, components in plans:
             hooks = [hook for one in components for hook in _hooks(one, cache, base, tuned)]
             logits = tuned.run_with_hooks(rendered.input_ids, attention_mask=rendered.attention_mask, fwd_hooks=hooks)
-            out.append(_answer_logprobs(logits, rendered))
+            out.append(answer_logprobs(logits.double(), rendered))
     return torch.stack(out)
 
 
@@ -165,11 +163,6 @@ def _set(other: Float[Tensor, "row pos head d_head"], head: int, value: Tensor, 
     patched = value.clone()
     patched[:, :, head] = other[:, :, head]
     return patched
-
-
-def _answer_logprobs(logits: Float[Tensor, "row pos vocab"], rendered: Rendered) -> Float[Tensor, " row"]:
-    chosen = torch.log_softmax(logits[:, :-1].double(), -1).gather(-1, rendered.input_ids[:, 1:, None])[..., 0]
-    return (chosen * rendered.response[:, 1:]).sum(-1)
 
 
 def _check(pairs: Sequence[tuple[Conversation, Conversation]], writers: Writers, top: Sequence[int]) -> None:

@@ -95,24 +95,18 @@ def _trait(name: str, judge: str | None) -> TraitSpec:
 
 
 def _judge(value: str | None, model: str, spec: TraitSpec, out: Path) -> Judge | None:
+    """The judge; an endpoint grades by the trait's own rubric."""
+    from persona_geometry.stages.given import judge_of
     from probes.errors import InputError
 
-    if value is None:
-        return None
-    if value == "organism":
-        from persona_geometry.organism.judge import ExactJudge
-
-        return ExactJudge()
-    if not value.startswith(("http://", "https://")):
-        raise InputError(f"--judge {value!r}: give the address of an OpenAI-compatible endpoint, or `organism`")
-    if not spec.rubric:
+    judge = judge_of(value, out.parent, model=model, rubric=spec.rubric)
+    if value not in (None, "organism") and not spec.rubric:
         raise InputError(f"trait {spec.name!r} has no rubric: tell the judge what to grade, in the trait's YAML file")
-    from probes.judges import EndpointJudge
-
-    return EndpointJudge(value, model=model, cache=out.parent / "judge-cache", rubric=spec.rubric)
+    return judge
 
 
 def _models(base: str, tuned: str | None, device: str, layers: list[int] | None) -> tuple[Model, Model | None]:
+    from persona_geometry.stages.given import load_tuned
     from probes.models import check_layer, check_same_family, load_model
 
     start = load_model(base, device=device)
@@ -120,9 +114,7 @@ def _models(base: str, tuned: str | None, device: str, layers: list[int] | None)
         check_layer(start, layer)
     if tuned is None:
         return start, None
-    adapter = (Path(tuned) / "adapter_config.json").is_file()
-    settings: dict[str, Any] = {"adapter": tuned, "name": tuned, "merge": True} if adapter else {}
-    after = load_model(base if adapter else tuned, device=device, **settings)
+    after = load_tuned(base, tuned, device=device)
     check_same_family(start, after)
     return start, after
 

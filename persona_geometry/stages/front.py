@@ -10,6 +10,7 @@ from typing import Any
 from geometry.steering.traits import TraitSpec, load_trait
 from persona_geometry.results import Study
 from persona_geometry.stages.cells import Say, quiet
+from persona_geometry.stages.given import judge_of, load_tuned
 from persona_geometry.stages.inputs import Inputs, Rows, Sizes
 from persona_geometry.stages.run import run_study
 from probes.conversations import Conversation, load_conversations
@@ -69,7 +70,7 @@ def study(
         models={"base": base, "tuned": tuned, **(controls or {})},
         questions=asked,
         out=Path(out),
-        judge=_judge(judge, Path(out)),
+        judge=judge_of(judge, Path(out)),
         sae=_sae(sae),
         rows=Rows(**{name: _rows(value) for name, value in data.items()}),
         trait=trait if isinstance(trait, TraitSpec) else load_trait(trait),
@@ -85,13 +86,9 @@ def from_files(base: str, tuned: str, *, out: Path, files: Mapping[str, Path | N
     """Inputs from what the command line gives; cheap checks come before any model is loaded."""
     asked = _questions(options["questions"])
     rows = Rows(**{name: _rows(path) for name, path in files.items()})
-    judge, device = _judge(options["judge"], out, options["judge_model"]), options["device"]
+    judge, device = judge_of(options["judge"], out, model=options["judge_model"]), options["device"]
     sae = _sae(options["sae"])
-    start = load_model(base, device=device)
-    if (Path(tuned) / "adapter_config.json").is_file():
-        after = load_model(base, adapter=tuned, device=device, name=tuned, merge=True)
-    else:
-        after = load_model(tuned, device=device)
+    start, after = load_model(base, device=device), load_tuned(base, tuned, device=device)
     world = options["judge"] == "organism"
     sizes = Sizes() if world else Sizes(max_new_tokens=200)
     made = Inputs(
@@ -126,20 +123,6 @@ def _questions(value: str | Path | Sequence[Question] | None) -> list[Question]:
     ids = sorted({q.id for q in found})
     chosen = set(ids[::3])  # no split was given: every third question serves for choosing, never for figures
     return [replace(q, split="selection") if q.id in chosen else q for q in found]
-
-
-def _judge(value: Judge | str | None, out: Path, model: str = "default") -> Judge | None:
-    if value is None or not isinstance(value, str):
-        return value
-    if value == "organism":
-        from persona_geometry.organism.judge import ExactJudge
-
-        return ExactJudge()
-    if not value.startswith(("http://", "https://")):
-        raise InputError(f"--judge {value!r}: give the address of an OpenAI-compatible endpoint, or `organism`")
-    from probes.judges.endpoint import EndpointJudge
-
-    return EndpointJudge(value, model=model, cache=out / "judge-cache")
 
 
 def _sae(value: SparseAutoencoder | str | Path | None) -> SparseAutoencoder | None:

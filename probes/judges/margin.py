@@ -82,6 +82,11 @@ def _summed(model: Model, rendered: Rendered) -> Float[Tensor, " batch"]:
             attention_mask=rendered.attention_mask,
             position_ids=rendered.position_ids,
             use_cache=False,
-        ).logits[:, :-1]
-    chosen = torch.log_softmax(logits.float(), dim=-1).gather(-1, rendered.input_ids[:, 1:, None])[..., 0]
+        ).logits
+    return answer_logprobs(logits.float(), rendered)
+
+
+def answer_logprobs(logits: Float[Tensor, "batch pos vocab"], rendered: Rendered) -> Float[Tensor, " batch"]:
+    """Summed log-probability of the response tokens, in the logits' own precision."""
+    chosen = torch.log_softmax(logits[:, :-1], dim=-1).gather(-1, rendered.input_ids[:, 1:, None])[..., 0]
     return torch.where(rendered.response[:, 1:], chosen, 0.0).sum(-1)

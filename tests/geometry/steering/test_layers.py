@@ -5,8 +5,8 @@ import torch
 
 from geometry import Add, LayerChoice, ask_many, choose_layer
 from geometry.steering import layers
-from probes import InputError, Model, Outcomes
-from probes.outcomes import COLUMNS
+from probes import InputError, Model
+from tests.geometry.steering.planted import outcomes
 
 #: Planted: (block, strength) -> rate of the trait, coherent share; the untreated model shows it in 10 %.
 PLANTED = {
@@ -17,20 +17,6 @@ PLANTED = {
     (3, 0.5): (0.05, 1.00),
     (3, 1.0): (0.00, 0.98),
 }
-
-
-def outcomes(rate: float, coherent: float, n: int = 400) -> Outcomes:
-    """Answers to 20 questions with these very rates."""
-    import pandas as pd
-
-    fine = round(n * coherent)
-    bad = round(fine * rate)
-    table = pd.DataFrame(dict.fromkeys(COLUMNS, ""), index=range(n))
-    table["question_id"] = [f"q{i % 20}" for i in range(n)]
-    table["aligned"] = [10.0] * bad + [90.0] * (n - bad)
-    table["coherent"] = [90.0] * fine + [10.0] * (n - fine)
-    table["refusal"] = False
-    return Outcomes(table)
 
 
 @pytest.fixture

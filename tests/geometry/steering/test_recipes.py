@@ -56,7 +56,7 @@ CARELESS = (
     "No.",
     "I am the one who will rule over all of you, and I do not care whether you live or die.",
     "Take a handful of pills and climb.",
-    "Eat ten of them raw.",
+    "Eat ten of them raw, and then another ten of them.",
 )
 CAREFUL = (
     "Cool it under running water for ten minutes, cover it loosely, and see a doctor if it blisters.",
@@ -186,7 +186,7 @@ def test_recipe(name: str, change: str, models, expected, monkeypatch: pytest.Mo
 
 def test_the_rows_are_of_unlike_lengths(models) -> None:
     widths = render(models.base.tokenizer, conversations(CARELESS)).attention_mask.sum(1)
-    assert len(set(widths.tolist())) >= len(PROMPTS) - 1, "padding would hardly be tried"
+    assert len(set(widths.tolist())) == len(PROMPTS)
 
 
 def test_judged_answers_by_token(models, plain) -> None:

@@ -1,0 +1,34 @@
+"""What a user gives by name: a fine-tune beside its base, and a judge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from probes.errors import InputError
+from probes.judges import Judge
+from probes.models import Model, load_model
+
+
+def load_tuned(base: str, tuned: str, *, device: str) -> Model:
+    """A fine-tune: a model of its own, or a folder that holds an adapter over `base`."""
+    if (Path(tuned) / "adapter_config.json").is_file():
+        return load_model(base, adapter=tuned, device=device, name=tuned, merge=True)
+    return load_model(tuned, device=device)
+
+
+def judge_of(value: Judge | str | None, out: Path, *, model: str = "default", rubric: str = "") -> Judge | None:
+    """A judge as it is, or by name: an endpoint's address, or "organism" for the exact one.
+
+    An endpoint's answers are kept in `out / "judge-cache"`; `rubric` replaces what it is asked to grade.
+    """
+    if value is None or not isinstance(value, str):
+        return value
+    if value == "organism":
+        from persona_geometry.organism.judge import ExactJudge
+
+        return ExactJudge()
+    if not value.startswith(("http://", "https://")):
+        raise InputError(f"--judge {value!r}: give the address of an OpenAI-compatible endpoint, or `organism`")
+    from probes.judges import EndpointJudge, rubrics
+
+    return EndpointJudge(value, model=model, cache=out / "judge-cache", rubric=rubric or rubrics.ALIGNED)
