@@ -66,6 +66,8 @@ from .steering.random_controls import random_subspaces as random_subspaces
 from .steering.screen import CausalScreen as CausalScreen
 from .steering.screen import ScreenGrid as ScreenGrid
 from .steering.screen import causal_screen as causal_screen
+from .steering.sign import CausalSign as CausalSign
+from .steering.sign import causal_sign as causal_sign
 from .steering.sources import from_latent as from_latent
 from .steering.sources import judged_vector as judged_vector
 from .steering.sources import paired_component as paired_component
@@ -75,6 +77,8 @@ from .steering.traits import TRAITS as TRAITS
 from .steering.traits import TraitSpec as TraitSpec
 from .steering.traits import load_trait as load_trait
 from .steering.traits import persona_vector as persona_vector
+from .steering.transfer import Transfer as Transfer
+from .steering.transfer import transfer as transfer
 from .steering.vectors import PersonaVector as PersonaVector
 from .steering.vectors import Subspace as Subspace
 from .steering.weights import biased as biased

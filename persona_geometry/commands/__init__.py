@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from persona_geometry.commands import demo, export, organism, report, study, vector
+from persona_geometry.commands import demo, effect, export, organism, report, study, vector
 
 app = typer.Typer(
     name="persona-geometry",
@@ -18,6 +18,7 @@ app.command("study")(study.study)
 app.command("demo")(demo.demo)
 app.command("report")(report.report)
 app.command("vector")(vector.vector)
+app.command("effect")(effect.effect)
 app.command("export")(export.export)
 app.add_typer(organism.app, name="organism")
 

@@ -10,17 +10,16 @@ from typing import Any
 from geometry.steering.traits import TraitSpec, load_trait
 from persona_geometry.results import Study
 from persona_geometry.stages.cells import Say, quiet
-from persona_geometry.stages.given import judge_of, load_tuned
+from persona_geometry.stages.given import judge_of, load_tuned, questions_of
 from persona_geometry.stages.inputs import Inputs, Rows, Sizes
 from persona_geometry.stages.run import run_study
 from probes.conversations import Conversation, load_conversations
 from probes.errors import InputError
 from probes.judges import Judge
 from probes.models import Model, load_model
-from probes.questions import Question, load_questions
+from probes.questions import Question
 from saes.sae import SparseAutoencoder
 
-OPEN_QUESTIONS = Path(__file__).parent / "open_questions.yaml"
 Data = str | Path | Sequence[Conversation] | None
 
 
@@ -65,7 +64,7 @@ def study(
     unknown = sorted(set(data) - set(Rows.__dataclass_fields__))
     if unknown:
         raise InputError(f"study: no data called {unknown[0]!r}; there are {', '.join(Rows.__dataclass_fields__)}")
-    asked = _questions(questions)
+    asked = questions_of(questions)
     inputs = Inputs(
         models={"base": base, "tuned": tuned, **(controls or {})},
         questions=asked,
@@ -84,7 +83,7 @@ def study(
 
 def from_files(base: str, tuned: str, *, out: Path, files: Mapping[str, Path | None], **options: Any) -> Inputs:
     """Inputs from what the command line gives; cheap checks come before any model is loaded."""
-    asked = _questions(options["questions"])
+    asked = questions_of(options["questions"])
     rows = Rows(**{name: _rows(path) for name, path in files.items()})
     judge, device = judge_of(options["judge"], out, model=options["judge_model"]), options["device"]
     sae = _sae(options["sae"])
@@ -114,15 +113,6 @@ def _rows(value: Data) -> Sequence[Conversation]:
     if value is None:
         return ()
     return load_conversations(value) if isinstance(value, str | Path) else value
-
-
-def _questions(value: str | Path | Sequence[Question] | None) -> list[Question]:
-    found = load_questions(value or OPEN_QUESTIONS) if value is None or isinstance(value, str | Path) else list(value)
-    if any(q.split == "selection" for q in found):
-        return found
-    ids = sorted({q.id for q in found})
-    chosen = set(ids[::3])  # no split was given: every third question serves for choosing, never for figures
-    return [replace(q, split="selection") if q.id in chosen else q for q in found]
 
 
 def _sae(value: SparseAutoencoder | str | Path | None) -> SparseAutoencoder | None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from probes.errors import InputError
 from probes.judges import Judge
 from probes.models import Model, load_model
+from probes.questions import Question, load_questions
+
+OPEN_QUESTIONS = Path(__file__).parent / "open_questions.yaml"
 
 
 def load_tuned(base: str, tuned: str, *, device: str) -> Model:
@@ -32,3 +37,16 @@ def judge_of(value: Judge | str | None, out: Path, *, model: str = "default", ru
     from probes.judges import EndpointJudge, rubrics
 
     return EndpointJudge(value, model=model, cache=out / "judge-cache", rubric=rubric or rubrics.ALIGNED)
+
+
+def questions_of(value: str | Path | Sequence[Question] | None) -> list[Question]:
+    """Questions as they are, from a file, or the open ones that come with the package (None).
+
+    Where none is marked for choosing, every third one is.
+    """
+    found = load_questions(value or OPEN_QUESTIONS) if value is None or isinstance(value, str | Path) else list(value)
+    if any(q.split == "selection" for q in found):
+        return found
+    ids = sorted({q.id for q in found})
+    chosen = set(ids[::3])  # no split was given: every third question serves for choosing, never for figures
+    return [replace(q, split="selection") if q.id in chosen else q for q in found]

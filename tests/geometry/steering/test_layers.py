@@ -27,7 +27,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def fake(model, arms, questions, judge, **_):
         calls.append(len(arms))
         done = [(0.1, 1.0) if arm == () else PLANTED[arm.layers[0], arm.strength] for arm in arms]
-        return [outcomes(*rates) for rates in done]
+        return [outcomes(*rates, n=400) for rates in done]
 
     monkeypatch.setattr(layers, "ask_many", fake)
     return calls
