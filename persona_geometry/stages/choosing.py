@@ -14,8 +14,8 @@ from probes.models import Model
 from probes.questions import Question
 
 Goal = Literal["repair", "induce"]
-#: How many treatments are tried a second and a third time, and how much coherence a brief trial may lack.
-LONGLIST, SHORTLIST, SLACK = 24, 12, 0.06
+#: How much coherence a brief trial may lack.
+SLACK = 0.06
 
 
 def trials(inputs: Inputs, model: Model, arms: Sequence[Arm], *, goal: Goal, keep: float) -> pd.DataFrame:
@@ -30,10 +30,10 @@ def trials(inputs: Inputs, model: Model, arms: Sequence[Arm], *, goal: Goal, kee
     """
     everything = inputs.of("selection")
     first = _asked(inputs, model, arms, range(len(arms)), spread_out(everything, inputs.sizes.choice), seed=5)
-    longlist = _best(first, LONGLIST, goal, keep)
+    longlist = _best(first, inputs.sizes.longlist, goal, keep)
     second = _asked(inputs, model, arms, longlist, everything, seed=8)
     both = _pooled(first.loc[first["arm"].isin(second["arm"])], second)
-    shortlist = _best(both, SHORTLIST, goal, keep)
+    shortlist = _best(both, inputs.sizes.shortlist, goal, keep)
     third = _asked(inputs, model, arms, shortlist, everything, seed=6, samples=inputs.sizes.again)
     earlier = pd.concat([both, first.loc[~first["arm"].isin(both["arm"])]])
     table = pd.concat([third.assign(again=True), earlier.loc[~earlier["arm"].isin(third["arm"])].assign(again=False)])

@@ -25,7 +25,11 @@ THRESHOLD = 0.05
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many answers a cell holds, and how many random controls stand beside each effect."""
+    """How many answers a cell holds, and how many random controls stand beside each effect.
+
+    A treatment is chosen in three looks: `choice` questions for all that is tried, every selection question for the
+    `longlist` best, and `again` answers to each of them for the `shortlist`.
+    """
 
     out_of_domain: int = 600
     in_domain: int = 200
@@ -33,6 +37,8 @@ class Sizes:
     controls: int = 20
     control_answers: int = 60
     choice: int = 27
+    longlist: int = 24
+    shortlist: int = 12
     again: int = 6
     screened: int = 8
     permutations: int = 2_000
@@ -46,7 +52,9 @@ QUICK = Sizes(
     selection=54,
     controls=4,
     control_answers=20,
-    choice=27,
+    choice=18,
+    longlist=8,
+    shortlist=4,
     again=2,
     screened=3,
     permutations=200,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-from persona_geometry.stages.choosing import LONGLIST, SHORTLIST
 from persona_geometry.stages.controls import CURVE
 from persona_geometry.stages.inputs import THRESHOLD, Inputs
 from persona_geometry.stages.steering import candidates
@@ -23,7 +22,8 @@ def answers(inputs: Inputs) -> dict[str, int]:
     out = {"models": test * len(inputs.models), "own answers": 2 * sizes.selection}
     out["persona vector"] = 2 * len(inputs.trait.positive) * len(inputs.trait.questions)
     if judged:
-        out["choice of treatment"] = tried * sizes.choice + 2 * (LONGLIST + SHORTLIST * sizes.again) * n_selection
+        longer = 2 * (sizes.longlist + sizes.shortlist * sizes.again)
+        out["choice of treatment"] = tried * sizes.choice + longer * n_selection
         out["treated models"] = 2 * test
         out["random controls"] = 3 * sizes.controls * sizes.control_answers
         out["dose curves"] = 2 * n_selection * (len(CURVE["set"]) + len(CURVE["floor"])) + 12 * sizes.controls * 20

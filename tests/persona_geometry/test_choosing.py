@@ -11,11 +11,14 @@ from probes import Model, Question
 TRUE = np.linspace(0.05, 0.7, 100)  # misaligned rate of each arm under repair; untreated .7
 
 
+SIZES = Sizes(choice=27, longlist=20, shortlist=8, again=4)
+
+
 class Asked(Inputs):
     """Inputs of which only the selection questions and the sizes are used."""
 
     def __init__(self):
-        object.__setattr__(self, "sizes", Sizes(choice=27, again=4))
+        object.__setattr__(self, "sizes", SIZES)
 
     def of(self, split, where=None):
         return [Question(str(i), "Who are you?", split=split) for i in range(54)]
@@ -50,8 +53,8 @@ def simulated(monkeypatch):
 def test_every_arm_stands_once_and_the_looks_grow_fewer_and_longer(simulated):
     table, asked = simulated(1)
     assert sorted(table["arm"]) == [-1, *range(100)]
-    assert asked == [(100, 27), (choosing.LONGLIST, 54), (choosing.SHORTLIST, 216)]
-    assert table["again"].sum() == choosing.SHORTLIST + 1
+    assert asked == [(100, 27), (SIZES.longlist, 54), (SIZES.shortlist, 216)]
+    assert table["again"].sum() == SIZES.shortlist + 1
     assert set(table.loc[~table["again"] & table["arm"].ge(0), "n"]) == {27, 81}
 
 
