@@ -77,6 +77,8 @@ from .steering.traits import TRAITS as TRAITS
 from .steering.traits import TraitSpec as TraitSpec
 from .steering.traits import load_trait as load_trait
 from .steering.traits import persona_vector as persona_vector
+from .steering.traits import prompt_vector as prompt_vector
+from .steering.traits import prompted_levels as prompted_levels
 from .steering.transfer import Transfer as Transfer
 from .steering.transfer import transfer as transfer
 from .steering.vectors import PersonaVector as PersonaVector

@@ -186,16 +186,20 @@ def edit_sizes(
 
     `conversations` are read with the operator in force: let them be answers written under it. Each block is measured
     with the edits of the earlier blocks in place; tokens count equally, those of the response for the positions
-    "response".
+    "response", the last of the prompt for "last_prompt".
     """
+    last = operator.positions == "last_prompt"
     found = {}
     for layer in operator.layers:
         earlier = tuple(other for other in operator.layers if other < layer)
         acting = [replace(cast(Any, operator), layers=earlier)] if earlier else []
         with model.intervene(*acting):
-            acts = capture(model, conversations, layers=[layer], pool="tokens", batch_size=batch_size)
-        assert acts.in_response is not None
-        rows = acts.at(layer)[acts.in_response] if operator.positions == "response" else acts.at(layer)
+            pool = "last_prompt" if last else "tokens"
+            acts = capture(model, conversations, layers=[layer], pool=pool, batch_size=batch_size)
+        rows = acts.at(layer)
+        if operator.positions == "response":
+            assert acts.in_response is not None
+            rows = rows[acts.in_response]
         before = rearrange(rows, "sample d_model -> 1 sample d_model")
         after = operator(before, layer=layer, mask=torch.ones(before.shape[:2], dtype=torch.bool))
         found[layer] = float((after - before).double().square().sum(-1).mean().sqrt())

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from geometry.steering.extract import contrast_vector
+from geometry.steering.levels import Levels, projection_levels
 from geometry.steering.vectors import PersonaVector
 from probes.ask import sample
 from probes.conversations import Conversation
@@ -118,6 +119,32 @@ def persona_vector(
     vector = contrast_vector(model, positive, negative, layers=layers)
     notes = {"trait": trait.name, "n_kept": len(kept), "n_asked": len(asked), "seed": seed}
     return replace(vector, method=f"opposite prompts for {trait.name!r}", meta={**vector.meta, **notes})
+
+
+def prompt_vector(
+    model: Model, trait: str | Path | TraitSpec = "misaligned", *, layers: Sequence[int] | None = None
+) -> PersonaVector:
+    """What a trait's system prompts do to the last prompt token, before a word is written.
+
+    The mean under the prompts for the trait minus the mean under those against it, over every pair of prompts and every
+    question (the "prompt last" vector of arXiv 2507.21509, without its filter: no answers are sampled, so none is
+    judged). Meant for operators with the positions "last_prompt"; `prompted_levels` gives their scale.
+    """
+    trait = trait if isinstance(trait, TraitSpec) else load_trait(trait)
+    rows = _pairs(trait, 1)
+    sides = ([row[side] for row in rows] for side in (0, 1))
+    vector = contrast_vector(model, *sides, layers=layers, pool="last_prompt")
+    notes = {"trait": trait.name, "n_asked": len(rows)}
+    method = f"opposite prompts for {trait.name!r}, last prompt token"
+    return replace(vector, method=method, meta={**vector.meta, **notes})
+
+
+def prompted_levels(model: Model, trait: str | Path | TraitSpec, vector: PersonaVector) -> Levels:
+    """Where the last prompt token stands on `vector`: dose 0 without a system prompt, 1 under those for the trait."""
+    trait = trait if isinstance(trait, TraitSpec) else load_trait(trait)
+    under = [row[0] for row in _pairs(trait, 1)]
+    plain = [Conversation.of(question) for question in trait.questions]
+    return projection_levels(model, model, plain, vector, tuned_conversations=under, pool="last_prompt")
 
 
 def _pairs(trait: TraitSpec, n_samples: int) -> list[tuple[Conversation, Conversation]]:

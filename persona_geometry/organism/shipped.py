@@ -106,7 +106,7 @@ def organism_inputs(
         trait=villain_trait(),
         trained_group="medicine",
         seed=seed,
-        layers=(1, 2, 3),
+        layers=(0, 1, 2),
         sizes=sizes or Sizes(),
         kind="organism",
     )

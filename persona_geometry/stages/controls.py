@@ -27,6 +27,7 @@ CURVE: Mapping[Edit, tuple[float, ...]] = {
     "set": (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5),
     "subtract": (-4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0),
     "floor": (-1.0, 0.0, 1.0, 1.5, 2.0, 2.5, 3.0),
+    "prompted": (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5),
 }
 
 
@@ -56,6 +57,7 @@ def random_step_arms(
     seed = inputs.seed * 7_919 + {"norm": 1, "covariance": 2}[kind]
     model, said = (inputs.tuned, found.tuned) if choice.goal == "repair" else (inputs.base, found.base)
     operator = choice.operator(found, dose)
+    pool = "last_prompt" if choice.positions == "last_prompt" else "response_mean"
     prompts = [c.prompt for c in spread_out(said, 24)]
     answers = sample(model, prompts, seed=seed, operators=(operator,), max_new_tokens=inputs.sizes.max_new_tokens)
     written = [p.answered(a) for p, a in zip(prompts, answers, strict=True) if a.strip()]
@@ -64,7 +66,7 @@ def random_step_arms(
         inputs.sizes.controls,
         torch.Generator().manual_seed(seed),
         sizes=edit_sizes(model, operator, written or spread_out(said, 24)),
-        activations=capture(model, said, layers=choice.layers, pool="response_mean"),
+        activations=capture(model, said, layers=choice.layers, pool=pool),
         kind=kind,
     )
 

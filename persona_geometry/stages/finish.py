@@ -76,7 +76,7 @@ def exported(inputs: Inputs, found: Material, choice: Choice | None) -> list[dic
         vector.save(folder / f"{name}.safetensors")
         load = f'from geometry import PersonaVector; PersonaVector.load("{name}.safetensors")'
         out.append({"name": name, "file": f"vectors/{name}.safetensors", "format": "safetensors", "how_to_load": load})
-    if choice:
+    if choice and any(choice.layers):  # llama.cpp does not steer block 0
         out.append(_control_vector(inputs, found, choice))
     return out
 

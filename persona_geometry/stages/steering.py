@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import pandas as pd
 from geometry.steering.extract import finetuning_shift, residual_norms
 from geometry.steering.levels import Levels, projection_levels
 from geometry.steering.operators import Add, Floor, SetProjection
-from geometry.steering.traits import persona_vector
+from geometry.steering.traits import persona_vector, prompt_vector, prompted_levels
 from geometry.steering.vectors import PersonaVector
 from persona_geometry.stages.cells import Cells
 from persona_geometry.stages.choosing import Goal, trials, winner
@@ -22,9 +22,13 @@ from probes.errors import InputError
 from probes.hooks import Positions
 from probes.outcomes import Outcomes
 
-Edit = Literal["set", "subtract", "floor"]
+Edit = Literal["set", "subtract", "floor", "prompted"]
 #: Doses on the scale base = 0, tuned = 1: repair overshoots below 0, induction goes beyond 1.
 REPAIR, INDUCE = (-0.5, -0.75, -1.0), (1.75, 2.0, 2.25, 2.5)
+#: Doses of induction at the last prompt token alone, on the scale base = 0, under the trait's own system prompts = 1.
+PROMPTED = (0.75, 1.0, 1.25)
+#: The vector of that token, which serves nothing else.
+LAST = "prompts_last"
 #: Doses of repair that are tried at every token too, the question included; else from the last prompt token on.
 REPAIR_ALL = (-0.75, -1.0)
 #: Doses of repair by subtraction, which leaves the differences between tokens as they are and stands stronger ones.
@@ -34,7 +38,10 @@ HOW: Mapping[Edit, str] = {
     "set": "projection set to",
     "subtract": "a step taken off in equal parts over the blocks, which brings the mean projection to",
     "floor": "projection lifted at least to",
+    "prompted": "projection at the last prompt token lifted at least to",
 }
+#: The two ends of the scale of doses, in words.
+TUNED_SCALE, PROMPT_SCALE = "dose x (tuned - base)", "dose x (under the trait's prompts - base)"
 #: The share of the untreated model's coherence that a treatment must keep on selection questions.
 KEEP = {"repair": 0.95, "induce": 0.94}
 
@@ -95,7 +102,8 @@ class Choice:
 
     def as_dict(self) -> dict[str, Any]:
         """For study.json."""
-        where = "at every token" if self.positions == "all" else "from the last prompt token on"
+        where = {"all": ", at every token", "response": ", from the last prompt token on"}.get(self.positions, "")
+        scale = PROMPT_SCALE if self.edit == "prompted" else TUNED_SCALE
         why = (
             f"the smallest edit within a standard error of the {'lowest' if self.goal == 'repair' else 'highest'} "
             f"misaligned rate on selection questions ({self.misaligned:.3f}, coherent {self.coherent:.3f}) among those "
@@ -108,7 +116,7 @@ class Choice:
             "dose": self.dose,
             "positions": self.positions,
             "why": why,
-            "operation": f"{HOW[self.edit]} the base's mean + dose x (tuned - base), {where}",
+            "operation": f"{HOW[self.edit]} the base's mean + {scale}{where}",
         }
 
 
@@ -160,6 +168,8 @@ def material(inputs: Inputs, cells: Cells) -> Material:
     except InputError as error:  # the trait's prompts do not work on this model, or its judge: the shift still does
         missing = str(error)
     levels = {name: _levels(inputs, cells, name, v, said) for name, v in vectors.items()}
+    vectors[LAST] = cells.vector(f"vector-{LAST}", lambda: prompt_vector(inputs.base, inputs.trait, layers=layers))
+    levels[LAST] = _read(cells, LAST, lambda: prompted_levels(inputs.base, inputs.trait, vectors[LAST]))
     return Material(said["base"], said["tuned"], vectors, levels, missing)
 
 
@@ -172,18 +182,22 @@ def both(shift: PersonaVector, prompts: PersonaVector) -> PersonaVector:
 def _levels(
     inputs: Inputs, cells: Cells, name: str, vector: PersonaVector, said: Mapping[str, list[Conversation]]
 ) -> Levels:
-    def run() -> dict[str, Any]:
-        found = projection_levels(inputs.base, inputs.tuned, said["base"], vector, tuned_conversations=said["tuned"])
-        return {"reference": dict(found.reference), "shift": dict(found.shift)}
+    def run() -> Levels:
+        return projection_levels(inputs.base, inputs.tuned, said["base"], vector, tuned_conversations=said["tuned"])
 
-    raw = cells.json(f"levels-{name}", run)
+    return _read(cells, name, run)
+
+
+def _read(cells: Cells, name: str, run: Callable[[], Levels]) -> Levels:
+    """Levels from their cell."""
+    raw = cells.json(f"levels-{name}", lambda: {k: dict(v) for k, v in vars(run()).items()})
     return Levels(*({int(k): float(v) for k, v in raw[part].items()} for part in ("reference", "shift")))
 
 
 def layer_sets(blocks: Sequence[int]) -> list[tuple[int, ...]]:
-    """What is tried: single blocks and runs of two and three; in deep models every second start only."""
+    """What is tried: single blocks and runs of two, three and four; in deep models every second start only."""
     step = max(1, len(blocks) // 8)
-    runs = [tuple(blocks[i : i + n]) for n in (1, 2, 3) for i in range(0, len(blocks) - n + 1, step)]
+    runs = [tuple(blocks[i : i + n]) for n in (1, 2, 3, 4) for i in range(0, len(blocks) - n + 1, step)]
     return sorted({r for r in runs if r})
 
 
@@ -216,13 +230,17 @@ def choose(inputs: Inputs, cells: Cells, found: Material, goal: Goal) -> Choice 
 
 def candidates(vectors: Iterable[str], blocks: Sequence[int], goal: Goal) -> list[Choice]:
     """Every treatment that is tried."""
-    kinds: list[tuple[Edit, Positions, tuple[float, ...]]] = [("floor", "response", INDUCE)]
+    kinds: list[tuple[Edit, Positions, tuple[float, ...]]] = [
+        ("floor", "response", INDUCE),
+        ("prompted", "last_prompt", PROMPTED),
+    ]
     if goal == "repair":
         kinds = [("set", "response", REPAIR), ("set", "all", REPAIR_ALL), ("subtract", "response", SUBTRACT)]
     return [
         Choice(goal, vector, layers, dose, positions=positions, edit=edit)
         for edit, positions, doses in kinds
         for vector in vectors
+        if (vector == LAST) is (edit == "prompted")
         for layers in layer_sets(blocks)
         for dose in doses
     ]

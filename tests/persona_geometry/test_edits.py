@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from geometry import Levels, PersonaVector
-from persona_geometry.stages.steering import Choice, Material, candidates
+from persona_geometry.stages.steering import LAST, PROMPT_SCALE, TUNED_SCALE, Choice, Material, candidates
 
 UNIT = torch.nn.functional.normalize(torch.arange(1.0, 33.0), dim=0)
 VECTOR = PersonaVector({1: 5 * UNIT, 2: UNIT}, model="tiny")
@@ -48,7 +48,11 @@ def test_a_set_projection_loses_its_spread_and_a_floor_only_lifts(activations):
 def test_every_treatment_is_tried_once_and_says_what_it_does():
     tried = candidates(["shift", "both"], (1, 2, 3), "repair")
     assert len(set(tried)) == len(tried) and {t.edit for t in tried} == {"set", "subtract"}
-    assert {t.edit for t in candidates(["shift"], (1, 2), "induce")} == {"floor"}
+    put_in = candidates(["shift", LAST], (1, 2), "induce")
+    assert {(t.vector, t.edit) for t in put_in} == {("shift", "floor"), (LAST, "prompted")}
+    assert (
+        "last prompt token" in put_in[-1].as_dict()["operation"] and PROMPT_SCALE in put_in[-1].as_dict()["operation"]
+    )
     said = {t.edit: t.as_dict()["operation"] for t in tried}
     assert "step taken off" in said["subtract"] and "set to" in said["set"]
-    assert all("the base's mean + dose x (tuned - base)" in text for text in said.values())
+    assert all(f"the base's mean + {TUNED_SCALE}" in text for text in said.values())

@@ -18,7 +18,11 @@ from persona_geometry.report.view import LeftOut, View
 from persona_geometry.report.wording import ABSENT, known, listing, name, number, percent, plain, span, whole
 
 COLUMNS = ("strength", "kind", "on", "misaligned", "low", "high", "coherent", "n")
-SCALE = "dose x (tuned - base)"  # in the words of an operation whose dose 0 is the base and 1 the tuned model
+#: What doses 0 and 1 are, by the words of an operation.
+SCALES = {
+    "dose x (tuned - base)": "dose: 0 is the base's own level, 1 the tuned model's",
+    "dose x (under the trait's prompts - base)": "dose: 0 is the base's own level, 1 that under the trait's prompts",
+}
 BUDGET = 0.95  # of the untreated coherence, where the study names no budget
 LISTED = 60
 _TOP: dict[str, Any] = {"row": 1, "col": 1}
@@ -69,10 +73,10 @@ def _picked(dose: Table) -> Table:
     return dose[dose["chosen"].fillna(False).astype(bool)] if "chosen" in dose else dose.head(0)
 
 
-def _unit(view: View) -> str:
-    if SCALE in str(view.value("chosen.operation", "")):
-        return "dose: 0 is the base's own level, 1 the tuned model's"
-    return str(view.value("chosen.unit", "dose"))
+def _unit(view: View, on: str) -> str:
+    operation = str(view.value("chosen.operation" if on == "tuned" else "chosen.induce.operation", ""))
+    known_scales = (words for scale, words in SCALES.items() if scale in operation)
+    return next(known_scales, str(view.value("chosen.unit", "dose")))
 
 
 def _why(view: View, on: str) -> str:
@@ -140,7 +144,7 @@ def _dose(view: View, on: str) -> Html:
         f"{controls}Shaded: below {percent(budget)} coherent."
     )
     finding = dose_finding(curve, on, before.get("misaligned"))
-    figure = _arranged(part, budget, _unit(view))
+    figure = _arranged(part, budget, _unit(view, on))
     return plot(f"dose-{on}", figure, alt="; ".join(said), table=_numbers(part), note=note, finding=finding)
 
 

@@ -1,9 +1,19 @@
 """Traits as data: what ships is complete, files of one's own load, and mistakes in them are named."""
 
 import pytest
+import torch
 
-from geometry import TRAITS, TraitSpec, load_trait
-from probes import InputError
+from geometry import (
+    TRAITS,
+    Floor,
+    TraitSpec,
+    edit_sizes,
+    load_trait,
+    prompt_vector,
+    prompted_levels,
+    random_controls,
+)
+from probes import Conversation, InputError, Model, capture
 
 
 @pytest.mark.parametrize("name", TRAITS)
@@ -56,3 +66,50 @@ def test_mistakes_in_a_file_are_named(tmp_path, text, said):
 def test_an_unknown_name_is_refused():
     with pytest.raises(InputError, match="one of misaligned, sycophantic"):
         load_trait("evil")
+
+
+GRIM = TraitSpec("grim", ("Be grim.", "Be grave."), ("Be kind.", "Be mild."), ("How?", "Why not?", "And then?"))
+
+
+@pytest.fixture
+def last(tiny_model: Model):
+    """Activations [layer, prompt, d_model] at the last prompt token, by system prompts."""
+
+    def read(systems) -> torch.Tensor:
+        rows = [Conversation.of(q, system=s) for s in systems for q in GRIM.questions]
+        return capture(tiny_model, rows, layers=range(4), pool="last_prompt").values.double()
+
+    return read
+
+
+def test_what_prompts_do_before_a_word_is_written(tiny_model: Model, last):
+    vector = prompt_vector(tiny_model, GRIM)
+    wanted = last(GRIM.positive).mean(1) - last(GRIM.negative).mean(1)
+    assert vector.layers == (0, 1, 2, 3) and vector.scope == "last_prompt" and vector.meta["n_asked"] == 6
+    for layer in vector.layers:
+        assert torch.allclose(vector.at(layer).double(), wanted[layer], atol=1e-5)
+    some = prompt_vector(tiny_model, GRIM, layers=[2])
+    assert some.layers == (2,) and torch.allclose(some.at(2), vector.at(2), atol=1e-6)
+
+
+def test_levels_from_no_prompt_to_the_traits(tiny_model: Model, last):
+    vector = prompt_vector(tiny_model, GRIM)
+    levels = prompted_levels(tiny_model, GRIM, vector)
+    for layer in vector.layers:
+        unit, sides = vector.unit(layer).double(), (last([None]), last(GRIM.positive))
+        bare, under = ((acts[layer] @ unit).mean() for acts in sides)
+        assert levels.at(layer, 0) == pytest.approx(float(bare), abs=1e-4)
+        assert levels.at(layer, 1) == pytest.approx(float(under), abs=1e-4)
+
+
+def test_the_size_of_an_edit_of_the_last_prompt_token(tiny_model: Model, last):
+    """Only that token counts, and random controls of its size act there too."""
+    vector = prompt_vector(tiny_model, GRIM)
+    floor = {2: prompted_levels(tiny_model, GRIM, vector).at(2, 3.0)}
+    edit = Floor(vector, floor=floor, positions="last_prompt", layers=(2,))
+    asked = [Conversation.of(q).answered("So it is.") for q in GRIM.questions]
+    gaps = (floor[2] - last([None])[2] @ vector.unit(2).double()).clamp(min=0)
+    sizes = edit_sizes(tiny_model, edit, asked)
+    assert sizes[2] == pytest.approx(float(gaps.square().mean().sqrt()), rel=1e-4) and sizes[2] > 0
+    for control in random_controls(edit, 3, torch.Generator().manual_seed(0), sizes=sizes):
+        assert control.positions == "last_prompt" and control.layers == (2,)
