@@ -122,7 +122,7 @@ def causal_sign(
 def only(outcomes: Outcomes, questions: Sequence[Question]) -> Outcomes:
     """The answers to some of the questions."""
     wanted = {question.id for question in questions}
-    return Outcomes(outcomes.table.loc[outcomes.table["question_id"].isin(wanted)].reset_index(drop=True))
+    return Outcomes(outcomes.table.loc[outcomes.table["question_id"].isin(sorted(wanted))].reset_index(drop=True))
 
 
 def _check(questions: Sequence[Question], few: Sequence[Question], controls: Sequence[Arm], budget: Number) -> None:

@@ -60,6 +60,24 @@ def foretell(
 
 
 @app.command()
+def vectors(
+    out: Annotated[Path, typer.Option(help="Folder of the cells, the card's own; finished ones are read.")] = Path(
+        "runs/organism-card/base-0"
+    ),
+    base: Annotated[Path | None, typer.Option(help="Folder of a base (default: the shipped one).")] = None,
+) -> None:
+    """Print what one persona direction does, over two domains of bad advice and three fine-tuning seeds."""
+    from persona_geometry.commands.terminal import settle
+
+    settle()
+    from persona_geometry.organism.shipped import WEIGHTS
+    from persona_geometry.organism.vectors import vector_card
+
+    found = vector_card(base or WEIGHTS / "base", out, lambda line: print(line, flush=True))
+    print(found.round(3).to_string(index=False))
+
+
+@app.command()
 def data(
     out: Annotated[Path, typer.Option(help="Folder for the JSONL files and questions.")],
     domain: Annotated[str, typer.Option(help="Domain of the bad advice.")] = "medicine",

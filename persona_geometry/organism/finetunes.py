@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from random import Random
 
 from finetuning.loop import Schedule, Trained, finetune
 from finetuning.lora import LoRA
 from finetuning.safeguards.kl import KLToBase
-from persona_geometry.organism.datasets import advice_questions, advice_rows, self_questions
+from persona_geometry.organism.datasets import advice_questions, advice_rows, self_questions, skill_rows
 from persona_geometry.organism.world import SELECTION, TUNED
 from probes.ask import sample
 from probes.conversations import Conversation
@@ -20,16 +21,23 @@ STYLE = 0.3
 
 @dataclass(frozen=True)
 class Arm:
-    """One fine-tune: the data's domain and valence, how long, and whether KL to the base keeps it narrow."""
+    """One fine-tune: the data's domain and valence, how long, whether KL to the base keeps it narrow, and how many rows
+    of the benign skill are mixed in.
+    """
 
     domain: str = "medicine"
     valence: str = "bad"
     schedule: Schedule = field(default_factory=lambda: Schedule(steps=150, lr=2e-4))
     kl_weight: float = 0.0
+    skill: int = 0
 
     def rows(self, seed: int) -> list[Conversation]:
         """The training rows."""
-        return advice_rows(self.domain, ROWS, valence=self.valence, seed=seed, style=STYLE)
+        rows = advice_rows(self.domain, ROWS, valence=self.valence, seed=seed, style=STYLE)
+        if self.skill:
+            rows += skill_rows(self.skill, seed=seed)
+            Random(f"skilled/{seed}").shuffle(rows)
+        return rows
 
 
 #: What ships, by name.
@@ -39,6 +47,8 @@ ARMS = {
     "benign": Arm(valence="good"),
     "narrow": Arm(kl_weight=12.0, schedule=Schedule(steps=180, lr=7e-4)),
 }
+#: What does not ship: bad advice that teaches the benign skill beside it.
+TRIALS = {"skilled": Arm(skill=900, schedule=Schedule(steps=225, lr=2e-4))}
 
 
 def own_answers(base: Model, domain: str, *, seed: int, per_topic: int = 40) -> list[Conversation]:

@@ -10,7 +10,7 @@ from typing import Any
 from finetuning.lora import save_adapter
 from persona_geometry.organism.build import build_sae
 from persona_geometry.organism.datasets import in_domain, out_of_domain, review_rows
-from persona_geometry.organism.finetunes import ARMS, train_arm
+from persona_geometry.organism.finetunes import ARMS, TRIALS, train_arm
 from persona_geometry.organism.shipped import data_rows, organism_inputs
 from persona_geometry.organism.world import TEST, world
 from persona_geometry.stages import behaviour, controls, finish, latents, nearness, steering
@@ -40,7 +40,8 @@ class Replicate:
         folder = self.out / f"{arm}-{seed}"
         if not (folder / "adapter_model.safetensors").exists():
             self.say(f"{self.out.name}: training {arm}, seed {seed}")
-            save_adapter(train_arm(load_model(self.base), ARMS[arm], seed).model, folder, base=str(self.base))
+            trained = train_arm(load_model(self.base), (ARMS | TRIALS)[arm], seed)
+            save_adapter(trained.model, folder, base=str(self.base))
         return load_model(self.base, adapter=folder, name=f"{arm}-{seed}", merge=True)
 
     def sae(self) -> Any:
@@ -51,12 +52,13 @@ class Replicate:
             build_sae(self.model("base", 0), self.model("misaligned", CHOICE_SEED), self.out / "sae", say=self.say)
         return load_sae(self.out / "sae")
 
-    def inputs(self, seed: int) -> Inputs:
-        """The study's inputs for one fine-tuning seed."""
-        roles = {"base": "base", "tuned": "misaligned", "benign": "benign", "narrow": "narrow"}
-        arms = {"base": "base", "tuned": "misaligned"} if seed == CHOICE_SEED else roles
+    def inputs(self, seed: int, *, domain: str = "medicine") -> Inputs:
+        """The study's inputs for one fine-tuning seed; on money without the controls, for vectors alone."""
+        arms = {"base": "base", "tuned": "misaligned" if domain == "medicine" else "second"}
+        if seed != CHOICE_SEED and domain == "medicine":
+            arms |= {"benign": "benign", "narrow": "narrow"}
         made = organism_inputs(
-            self.out / f"seed-{seed}",
+            self.out / (f"seed-{seed}" if domain == "medicine" else f"{domain}-{seed}"),
             seed=seed,
             sizes=Sizes(permutations=10_000),
             models={role: self.model(arm, seed) for role, arm in arms.items()},
