@@ -22,7 +22,7 @@ TREATMENTS: tuple[tuple[Goal, str, str], ...] = (
 )
 
 #: Cells of a full study, for progress bars.
-STAGES = 31
+STAGES = 33
 
 
 class Run:
