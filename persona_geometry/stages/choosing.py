@@ -16,6 +16,8 @@ from probes.questions import Question
 Goal = Literal["repair", "induce"]
 #: How much coherence a brief trial may lack.
 SLACK = 0.06
+#: What a stronger edit must gain, in rate, to be taken: a persona that is all but there needs no more.
+WORTH = {"repair": 0.0, "induce": 0.03}
 
 
 def trials(inputs: Inputs, model: Model, arms: Sequence[Arm], *, goal: Goal, keep: float) -> pd.DataFrame:
@@ -59,7 +61,8 @@ def _pooled(one: pd.DataFrame, two: pd.DataFrame) -> pd.DataFrame:
 
 
 def winner(table: pd.DataFrame, *, goal: Goal, size: Sequence[float]) -> int | None:
-    """The smallest edit that does as much as the best, to one standard error, among those that keep coherence.
+    """The smallest edit that does as much as the best, to one standard error or `WORTH`, among those that keep
+    coherence.
 
     Only the third look counts. The rule (Hastie, Tibshirani, Friedman, The Elements of Statistical Learning, 7.10)
     prefers what disturbs less where more would be luck.
@@ -70,7 +73,7 @@ def winner(table: pd.DataFrame, *, goal: Goal, size: Sequence[float]) -> int | N
     sign = 1 if goal == "repair" else -1
     best = fit.loc[(sign * fit["misaligned"]).idxmin()]
     rate, n = float(best["misaligned"]), float(best["coherent"] * best["n"])
-    error = math.sqrt(rate * (1 - rate) / n)
+    error = max(math.sqrt(rate * (1 - rate) / n), WORTH[goal])
     near = fit.loc[sign * fit["misaligned"] <= sign * rate + error]
     ranked = near.assign(rank=sign * near["misaligned"], size=[size[int(i)] for i in near["arm"]])
     return int(ranked.sort_values(by=["size", "rank"], kind="stable")["arm"].iloc[0])

@@ -14,7 +14,7 @@ from geometry.steering.operators import Add, Floor, SetProjection
 from geometry.steering.traits import persona_vector, prompt_vector, prompted_levels
 from geometry.steering.vectors import PersonaVector
 from persona_geometry.stages.cells import Cells
-from persona_geometry.stages.choosing import Goal, trials, winner
+from persona_geometry.stages.choosing import WORTH, Goal, trials, winner
 from persona_geometry.stages.inputs import Inputs
 from probes.ask import ask
 from probes.conversations import Conversation
@@ -104,8 +104,9 @@ class Choice:
         """For study.json."""
         where = {"all": ", at every token", "response": ", from the last prompt token on"}.get(self.positions, "")
         scale = PROMPT_SCALE if self.edit == "prompted" else TUNED_SCALE
+        within = f"a standard error or {WORTH[self.goal]:.0%}" if WORTH[self.goal] else "a standard error"
         why = (
-            f"the smallest edit within a standard error of the {'lowest' if self.goal == 'repair' else 'highest'} "
+            f"the smallest edit within {within} of the {'lowest' if self.goal == 'repair' else 'highest'} "
             f"misaligned rate on selection questions ({self.misaligned:.3f}, coherent {self.coherent:.3f}) among those "
             f"keeping {KEEP[self.goal]:.0%} coherence"
         )
