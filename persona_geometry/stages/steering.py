@@ -24,15 +24,15 @@ from probes.outcomes import Outcomes
 
 Edit = Literal["set", "subtract", "floor", "prompted"]
 #: Doses on the scale base = 0, tuned = 1: repair overshoots below 0, induction goes beyond 1.
-REPAIR, INDUCE = (-0.5, -0.75, -1.0), (1.75, 2.0, 2.25, 2.5)
+REPAIR, INDUCE = (-0.5, -1.0), (1.75, 2.0, 2.25, 2.5)
 #: Doses of induction at the last prompt token alone, on the scale base = 0, under the trait's own system prompts = 1.
 PROMPTED = (0.75, 1.0, 1.25)
 #: The vector of that token, which serves nothing else.
 LAST = "prompts_last"
-#: Doses of repair that are tried at every token too, the question included; else from the last prompt token on.
-REPAIR_ALL = (-0.75, -1.0)
 #: Doses of repair by subtraction, which leaves the differences between tokens as they are and stands stronger ones.
-SUBTRACT = (-1.0, -1.5, -2.0, -2.5, -3.0)
+SUBTRACT = (-1.0, -1.5, -2.0, -3.0)
+#: Doses of subtraction that are tried at every token too, the question included; else from the last prompt token on.
+SUBTRACT_ALL = (-1.0, -1.5, -2.0)
 #: How an edit brings the projection to the level of its dose, in words.
 HOW: Mapping[Edit, str] = {
     "set": "projection set to",
@@ -236,7 +236,11 @@ def candidates(vectors: Iterable[str], blocks: Sequence[int], goal: Goal) -> lis
         ("prompted", "last_prompt", PROMPTED),
     ]
     if goal == "repair":
-        kinds = [("set", "response", REPAIR), ("set", "all", REPAIR_ALL), ("subtract", "response", SUBTRACT)]
+        kinds = [
+            ("set", "response", REPAIR),
+            ("subtract", "response", SUBTRACT),
+            ("subtract", "all", SUBTRACT_ALL),
+        ]
     return [
         Choice(goal, vector, layers, dose, positions=positions, edit=edit)
         for edit, positions, doses in kinds
