@@ -13,7 +13,7 @@ from persona_geometry.organism.datasets import in_domain, out_of_domain, review_
 from persona_geometry.organism.finetunes import ARMS, TRIALS, train_arm
 from persona_geometry.organism.shipped import data_rows, organism_inputs
 from persona_geometry.organism.world import TEST, world
-from persona_geometry.stages import behaviour, controls, finish, latents, nearness, steering
+from persona_geometry.stages import behaviour, controls, finish, latents, nearness, picking, steering
 from persona_geometry.stages.cells import Cells, quiet
 from persona_geometry.stages.inputs import Inputs, Sizes
 from persona_geometry.stages.run import TREATMENTS
@@ -85,7 +85,7 @@ def choices(rep: Replicate) -> Choices:
     inputs = rep.inputs(CHOICE_SEED)
     cells = rep.cells(inputs)
     found = steering.material(inputs, cells)
-    picked = [steering.choose(inputs, cells, found, goal) for goal, _, _ in TREATMENTS]
+    picked = [picking.choose(inputs, cells, found, goal) for goal, _, _ in TREATMENTS]
     clamp = latents.choose_clamp(inputs, cells, latents.diff(inputs, cells, found))
     assert picked[0] and picked[1] and clamp, "no treatment kept its coherence on the choice seed"
     return Choices(picked[0], picked[1], clamp)

@@ -60,23 +60,29 @@ def _pooled(one: pd.DataFrame, two: pd.DataFrame) -> pd.DataFrame:
     return rates.reset_index()
 
 
-def winner(table: pd.DataFrame, *, goal: Goal, size: Sequence[float]) -> int | None:
-    """The smallest edit that does as much as the best, to one standard error or `WORTH`, among those that keep
-    coherence.
+def ranked(table: pd.DataFrame, *, goal: Goal, size: Sequence[float]) -> list[int]:
+    """The arms that keep coherence, in the order in which to take them; only the third look counts.
 
-    Only the third look counts. The rule (Hastie, Tibshirani, Friedman, The Elements of Statistical Learning, 7.10)
-    prefers what disturbs less where more would be luck.
+    First those that do as much as the best, to one standard error or `WORTH`, the smallest edit before the others: the
+    rule (Hastie, Tibshirani, Friedman, The Elements of Statistical Learning, 7.10) prefers what disturbs less where
+    more would be luck. Then the rest, by what they do.
     """
     fit = table.loc[table["again"] & table["keeps"] & (table["arm"] >= 0) & table["misaligned"].notna()]
     if fit.empty:
-        return None
+        return []
     sign = 1 if goal == "repair" else -1
     best = fit.loc[(sign * fit["misaligned"]).idxmin()]
     rate, n = float(best["misaligned"]), float(best["coherent"] * best["n"])
     error = max(math.sqrt(rate * (1 - rate) / n), WORTH[goal])
-    near = fit.loc[sign * fit["misaligned"] <= sign * rate + error]
-    ranked = near.assign(rank=sign * near["misaligned"], size=[size[int(i)] for i in near["arm"]])
-    return int(ranked.sort_values(by=["size", "rank"], kind="stable")["arm"].iloc[0])
+    done = fit.assign(rank=sign * fit["misaligned"], size=[size[int(i)] for i in fit["arm"]])
+    near = done["rank"] <= sign * rate + error
+    parts = (done[near].sort_values(["size", "rank"], kind="stable"), done[~near].sort_values("rank", kind="stable"))
+    return [int(arm) for part in parts for arm in part["arm"]]
+
+
+def winner(table: pd.DataFrame, *, goal: Goal, size: Sequence[float]) -> int | None:
+    """The first of `ranked`, None where no arm keeps coherence."""
+    return next(iter(ranked(table, goal=goal, size=size)), None)
 
 
 def _asked(

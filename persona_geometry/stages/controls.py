@@ -47,14 +47,22 @@ def random_rule_arms(inputs: Inputs, choice: Choice, found: Material) -> list[Op
 
 
 def random_step_arms(
-    inputs: Inputs, choice: Choice, found: Material, *, kind: Kind = "norm", dose: float | None = None
+    inputs: Inputs,
+    choice: Choice,
+    found: Material,
+    *,
+    kind: Kind = "norm",
+    dose: float | None = None,
+    n: int | None = None,
+    salt: int = 0,
 ) -> list[Any]:
     """At each block and position a step of the treated run's own mean size, along random directions.
 
     The size is measured once, on answers written under the treatment: a random direction that is *set* to a level never
-    settles, since each block finds it disturbed anew, and would be the stronger treatment of the two.
+    settles, since each block finds it disturbed anew, and would be the stronger treatment of the two. `n` is their
+    number (default: the study's); another `salt` draws other directions.
     """
-    seed = inputs.seed * 7_919 + {"norm": 1, "covariance": 2}[kind]
+    seed = inputs.seed * 7_919 + {"norm": 1, "covariance": 2}[kind] + 100 * salt
     model, said = (inputs.tuned, found.tuned) if choice.goal == "repair" else (inputs.base, found.base)
     operator = choice.operator(found, dose)
     pool = "last_prompt" if choice.positions == "last_prompt" else "response_mean"
@@ -63,7 +71,7 @@ def random_step_arms(
     written = [p.answered(a) for p, a in zip(prompts, answers, strict=True) if a.strip()]
     return random_controls(
         operator,
-        inputs.sizes.controls,
+        n or inputs.sizes.controls,
         torch.Generator().manual_seed(seed),
         sizes=edit_sizes(model, operator, written or spread_out(said, 24)),
         activations=capture(model, said, layers=choice.layers, pool=pool),

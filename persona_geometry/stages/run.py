@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from persona_geometry.results import Study
-from persona_geometry.stages import behaviour, controls, finish, latents, nearness, steering
+from persona_geometry.stages import behaviour, controls, finish, latents, nearness, picking, steering
 from persona_geometry.stages.cells import Cells, Say, quiet
 from persona_geometry.stages.choosing import Goal
 from persona_geometry.stages.inputs import Inputs
@@ -22,7 +22,7 @@ TREATMENTS: tuple[tuple[Goal, str, str], ...] = (
 )
 
 #: Cells of a full study, for progress bars.
-STAGES = 33
+STAGES = 35
 
 
 class Run:
@@ -88,7 +88,7 @@ def _steering(run: Run, found: steering.Material) -> steering.Choice | None:
         return None
     chosen, curves = {}, []
     for goal, model, name in TREATMENTS:
-        choice = steering.choose(inputs, cells, found, goal)
+        choice = picking.choose(inputs, cells, found, goal)
         if choice is None:
             run.leave_out("dose", f"no {goal} treatment kept enough coherence on selection questions")
             continue

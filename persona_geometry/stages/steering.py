@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
-
-import pandas as pd
 
 from geometry.steering.extract import finetuning_shift, residual_norms
 from geometry.steering.levels import Levels, projection_levels
@@ -14,7 +13,7 @@ from geometry.steering.operators import Add, Floor, SetProjection
 from geometry.steering.traits import persona_vector, prompt_vector, prompted_levels
 from geometry.steering.vectors import PersonaVector
 from persona_geometry.stages.cells import Cells
-from persona_geometry.stages.choosing import WORTH, Goal, trials, winner
+from persona_geometry.stages.choosing import WORTH, Goal
 from persona_geometry.stages.inputs import Inputs
 from probes.ask import ask
 from probes.conversations import Conversation
@@ -62,7 +61,10 @@ class Material:
 
 @dataclass(frozen=True)
 class Choice:
-    """One treatment: which vector, blocks, dose and positions, and what it did on the selection questions."""
+    """One treatment: which vector, blocks, dose and positions, and what it did on the selection questions.
+
+    `random` is how far random steps of its size moved the rate, as a share of how far it moved it itself.
+    """
 
     goal: Goal
     vector: str
@@ -72,6 +74,7 @@ class Choice:
     coherent: float = 0.0
     positions: Positions = "response"
     edit: Edit = "set"
+    random: float = math.nan
 
     def operator(self, material: Material, dose: float | None = None) -> SetProjection | Floor | Add:
         """The operator: repair sets the projection or subtracts from it, induction lifts it to a floor."""
@@ -108,7 +111,8 @@ class Choice:
         why = (
             f"the smallest edit within {within} of the {'lowest' if self.goal == 'repair' else 'highest'} "
             f"misaligned rate on selection questions ({self.misaligned:.3f}, coherent {self.coherent:.3f}) among those "
-            f"keeping {KEEP[self.goal]:.0%} coherence"
+            f"keeping {KEEP[self.goal]:.0%} coherence and doing ten times what random steps of their size do "
+            f"(here {self.random:.0%})"
         )
         return {
             "goal": self.goal,
@@ -200,33 +204,6 @@ def layer_sets(blocks: Sequence[int]) -> list[tuple[int, ...]]:
     step = max(1, len(blocks) // 8)
     runs = [tuple(blocks[i : i + n]) for n in (1, 2, 3, 4) for i in range(0, len(blocks) - n + 1, step)]
     return sorted({r for r in runs if r})
-
-
-def choose(inputs: Inputs, cells: Cells, found: Material, goal: Goal) -> Choice | None:
-    """The treatment that does most on the selection questions while keeping coherence; None where none keeps it.
-
-    Every vector, set of blocks, edit, dose and kind of positions is tried; `winner` says what is taken.
-    """
-    model = inputs.tuned if goal == "repair" else inputs.base
-    tried = candidates(found.vectors, inputs.blocks, goal)
-
-    def run() -> pd.DataFrame:
-        table = trials(inputs, model, [one.operator(found) for one in tried], goal=goal, keep=KEEP[goal])
-        named = [tried[i] if i >= 0 else None for i in table["arm"]]
-        return table.assign(
-            vector=[one.vector if one else "none" for one in named],
-            layers=[" ".join(map(str, one.layers)) if one else "" for one in named],
-            dose=[one.dose if one else 0.0 for one in named],
-            positions=[one.positions if one else "" for one in named],
-            edit=[one.edit if one else "" for one in named],
-        )
-
-    table = cells.table(f"choose-{goal}", run)
-    best = winner(table, goal=goal, size=[one.size for one in tried])
-    if best is None:
-        return None
-    row = table.set_index("arm").loc[best]
-    return replace(tried[best], misaligned=float(row["misaligned"]), coherent=float(row["coherent"]))
 
 
 def candidates(vectors: Iterable[str], blocks: Sequence[int], goal: Goal) -> list[Choice]:
