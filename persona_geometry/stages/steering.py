@@ -207,7 +207,10 @@ def layer_sets(blocks: Sequence[int]) -> list[tuple[int, ...]]:
 
 
 def candidates(vectors: Iterable[str], blocks: Sequence[int], goal: Goal) -> list[Choice]:
-    """Every treatment that is tried."""
+    """Every treatment that is tried.
+
+    Block 0 is not edited alone along the answer: it feeds all the others, and random steps there undo much, too.
+    """
     kinds: list[tuple[Edit, Positions, tuple[float, ...]]] = [
         ("floor", "response", INDUCE),
         ("prompted", "last_prompt", PROMPTED),
@@ -222,7 +225,7 @@ def candidates(vectors: Iterable[str], blocks: Sequence[int], goal: Goal) -> lis
         Choice(goal, vector, layers, dose, positions=positions, edit=edit)
         for edit, positions, doses in kinds
         for vector in vectors
-        if (vector == LAST) is (edit == "prompted")
+        if (vector == LAST) is (edit == "prompted") and (edit == "prompted" or layers != (0,))
         for layers in layer_sets(blocks)
         for dose in doses
     ]

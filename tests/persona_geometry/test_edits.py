@@ -53,6 +53,8 @@ def test_every_treatment_is_tried_once_and_says_what_it_does():
     assert (
         "last prompt token" in put_in[-1].as_dict()["operation"] and PROMPT_SCALE in put_in[-1].as_dict()["operation"]
     )
+    alone = {t.edit for t in candidates(["shift", LAST], (0, 1), "induce") if t.layers == (0,)}
+    assert alone == {"prompted"}
     said = {t.edit: t.as_dict()["operation"] for t in tried}
     assert "step taken off" in said["subtract"] and "set to" in said["set"]
     assert all(f"the base's mean + {TUNED_SCALE}" in text for text in said.values())
