@@ -225,7 +225,8 @@ def candidates(vectors: Iterable[str], blocks: Sequence[int], goal: Goal) -> lis
         Choice(goal, vector, layers, dose, positions=positions, edit=edit)
         for edit, positions, doses in kinds
         for vector in vectors
-        if (vector == LAST) is (edit == "prompted") and (edit == "prompted" or layers != (0,))
+        if (vector == LAST) is (edit == "prompted")
         for layers in layer_sets(blocks)
+        if layers != (0,) or edit == "prompted"
         for dose in doses
     ]
