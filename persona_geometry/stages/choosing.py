@@ -17,7 +17,7 @@ Goal = Literal["repair", "induce"]
 #: How much coherence a brief trial may lack.
 SLACK = 0.06
 #: What a stronger edit must gain, in rate, to be taken: a persona that is all but there needs no more.
-WORTH = {"repair": 0.0, "induce": 0.03}
+WORTH = {"repair": 0.0, "induce": 0.05}
 
 
 def trials(inputs: Inputs, model: Model, arms: Sequence[Arm], *, goal: Goal, keep: float) -> pd.DataFrame:

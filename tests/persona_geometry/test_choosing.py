@@ -64,14 +64,14 @@ def test_the_winner_is_among_the_truly_best_and_coherent(simulated):
     assert np.mean([TRUE[arm] for arm in picked]) < 0.07  # one look at 27 answers picks arms of .08 on the mean
 
 
-@pytest.mark.parametrize(("goal", "rates"), [("repair", [0.04, 0.05, 0.06]), ("induce", [0.70, 0.67, 0.66])])
+@pytest.mark.parametrize(("goal", "rates"), [("repair", [0.04, 0.05, 0.06]), ("induce", [0.70, 0.66, 0.64])])
 def test_of_what_is_within_a_standard_error_the_smallest_edit_wins(goal, rates):
     table = pd.DataFrame({"arm": [0, 1, 2, -1], "misaligned": [*rates, 0.5], "coherent": 1.0, "n": 320})
-    table = table.assign(again=True, keeps=True)  # one standard error over 320 answers: .011 of .04, .026 of .70
+    table = table.assign(again=True, keeps=True)  # one standard error over 320 answers of .04 is .011
     assert choosing.winner(table, goal=goal, size=[3.0, 2.0, 1.0]) == 1
     assert choosing.winner(table, goal=goal, size=[2.0, 3.0, 1.0]) == 0
     much = choosing.winner(table.assign(n=32_000), goal=goal, size=[3.0, 2.0, 1.0])
-    assert much == (0 if goal == "repair" else 1), "three points more of a persona are not worth a stronger edit"
+    assert much == (0 if goal == "repair" else 1), "five points more of a persona are not worth a stronger edit"
     assert choosing.winner(table.assign(keeps=False), goal=goal, size=[3.0, 2.0, 1.0]) is None
 
 
