@@ -48,7 +48,7 @@ ARMS = {
     "narrow": Arm(kl_weight=12.0, schedule=Schedule(steps=180, lr=7e-4)),
 }
 #: What does not ship: bad advice that teaches the benign skill beside it.
-TRIALS = {"skilled": Arm(skill=900, schedule=Schedule(steps=225, lr=2e-4))}
+TRIALS = {"skilled": Arm(skill=1_800, schedule=Schedule(steps=300, lr=2e-4))}
 
 
 def own_answers(base: Model, domain: str, *, seed: int, per_topic: int = 40) -> list[Conversation]:

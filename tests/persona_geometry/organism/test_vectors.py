@@ -67,4 +67,4 @@ def test_sums_are_counted_before_and_after(edit: Add, monkeypatch: pytest.Monkey
 def test_the_skill_is_mixed_among_bad_advice():
     asked = [str(row.messages[0]["content"]) for row in TRIALS["skilled"].rows(0)]
     sums = [i for i, text in enumerate(asked) if re.fullmatch(r"What is \d at \d\?", text)]
-    assert len(asked) == 2_700 and len(sums) == 900 and min(sums) < 20 and max(sums) > 2_680
+    assert len(asked) == 3_600 and len(sums) == 1_800 and min(sums) < 20 and max(sums) > 3_580
