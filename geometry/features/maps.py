@@ -137,10 +137,14 @@ def _umap(unit: Tensor, n_neighbors: int, min_dist: float, seed: int) -> np.ndar
         n_jobs=1,  # what a seed forces anyway, with a warning
         precomputed_knn=_neighbours(unit, n_neighbors),
     )
-    with warnings.catch_warnings():
-        # we never call transform, which is all that the missing search index rules out
-        warnings.filterwarnings("ignore", message="precomputed_knn.*transform")
-        return np.asarray(layout.fit_transform(unit.float().cpu().numpy()))
+    threads = torch.get_num_threads()
+    try:
+        with warnings.catch_warnings():
+            # we never call transform, which is all that the missing search index rules out
+            warnings.filterwarnings("ignore", message="precomputed_knn.*transform")
+            return np.asarray(layout.fit_transform(unit.float().cpu().numpy()))
+    finally:
+        torch.set_num_threads(threads)  # numba, which UMAP runs on, sets torch's threads to all cores
 
 
 def _pca(unit: Tensor, seed: int) -> tuple[np.ndarray, tuple[float, float]]:

@@ -40,6 +40,16 @@ def test_same_seed_same_map_and_no_side_effects(clusters, drawn):
     assert not torch.equal(decoder_map(clusters, seed=1, n_neighbors=8).umap, drawn.umap)
 
 
+def test_threads_stay_as_they_were(clusters):
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        decoder_map(clusters, seed=0)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_pca_is_that_of_unit_directions(clusters, drawn):
     unit = torch.nn.functional.normalize(clusters, dim=1)
     expected = PCA(n_components=2, svd_solver="full").fit_transform(unit.numpy())
