@@ -185,21 +185,17 @@ def edit_sizes(
     """Root-mean-square norm of what an operator changes at each of its blocks, while it acts, in residual-stream units.
 
     `conversations` are read with the operator in force: let them be answers written under it. Each block is measured
-    with the edits of the earlier blocks in place; tokens count equally, those of the response for the positions
-    "response", the last of the prompt for "last_prompt".
+    with the edits of the earlier blocks in place, over the response's tokens, the last of the prompt, or all of them.
     """
-    last = operator.positions == "last_prompt"
+    pool = "last_prompt" if operator.positions == "last_prompt" else "tokens"
     found = {}
     for layer in operator.layers:
         earlier = tuple(other for other in operator.layers if other < layer)
         acting = [replace(cast(Any, operator), layers=earlier)] if earlier else []
         with model.intervene(*acting):
-            pool = "last_prompt" if last else "tokens"
             acts = capture(model, conversations, layers=[layer], pool=pool, batch_size=batch_size)
-        rows = acts.at(layer)
-        if operator.positions == "response":
-            assert acts.in_response is not None
-            rows = rows[acts.in_response]
+        told = acts.in_response if operator.positions == "response" else None
+        rows = acts.at(layer) if told is None else acts.at(layer)[told]
         before = rearrange(rows, "sample d_model -> 1 sample d_model")
         after = operator(before, layer=layer, mask=torch.ones(before.shape[:2], dtype=torch.bool))
         found[layer] = float((after - before).double().square().sum(-1).mean().sqrt())
