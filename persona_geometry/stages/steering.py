@@ -209,7 +209,8 @@ def layer_sets(blocks: Sequence[int]) -> list[tuple[int, ...]]:
 def candidates(vectors: Iterable[str], blocks: Sequence[int], goal: Goal) -> list[Choice]:
     """Every treatment that is tried.
 
-    Block 0 is not edited alone along the answer: it feeds all the others, and random steps there undo much, too.
+    Block 0 is not edited alone along the answer, unless there is no other: it feeds all the others, and random steps
+    there undo much, too.
     """
     kinds: list[tuple[Edit, Positions, tuple[float, ...]]] = [
         ("floor", "response", INDUCE),
@@ -227,6 +228,6 @@ def candidates(vectors: Iterable[str], blocks: Sequence[int], goal: Goal) -> lis
         for vector in vectors
         if (vector == LAST) is (edit == "prompted")
         for layers in layer_sets(blocks)
-        if layers != (0,) or edit == "prompted"
+        if layers != (0,) or edit == "prompted" or len(blocks) == 1
         for dose in doses
     ]

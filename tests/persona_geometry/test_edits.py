@@ -55,6 +55,7 @@ def test_every_treatment_is_tried_once_and_says_what_it_does():
     )
     alone = {t.edit for t in candidates(["shift", LAST], (0, 1), "induce") if t.layers == (0,)}
     assert alone == {"prompted"}
+    assert {t.layers for t in candidates(["shift"], (0,), "repair")} == {(0,)}, "asked for by the user"
     said = {t.edit: t.as_dict()["operation"] for t in tried}
     assert "step taken off" in said["subtract"] and "set to" in said["set"]
     assert all(f"the base's mean + {TUNED_SCALE}" in text for text in said.values())
