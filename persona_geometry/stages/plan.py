@@ -6,7 +6,8 @@ import time
 
 from persona_geometry.stages.controls import CURVE
 from persona_geometry.stages.inputs import THRESHOLD, Inputs
-from persona_geometry.stages.steering import candidates
+from persona_geometry.stages.picking import DRAWN, TRIED
+from persona_geometry.stages.steering import LAST, candidates
 from probes.ask import sample
 from probes.outcomes import minimum_detectable
 
@@ -17,13 +18,15 @@ def answers(inputs: Inputs) -> dict[str, int]:
     """How many answers each part asks for."""
     sizes, n_selection = inputs.sizes, len(inputs.of("selection"))
     test = sum(len(inputs.of("test", w)) * inputs.samples(w) for w in ("out_of_domain", "in_domain", "other"))
-    tried = sum(len(candidates(("shift", "prompts", "both"), inputs.blocks, goal)) for goal in ("repair", "induce"))
+    vectors = ("shift", "prompts", "both", LAST)
+    tried = sum(len(candidates(vectors, inputs.blocks, goal)) for goal in ("repair", "induce"))
     judged = inputs.judge is not None
     out = {"models": test * len(inputs.models), "own answers": 2 * sizes.selection}
     out["persona vector"] = 2 * len(inputs.trait.positive) * len(inputs.trait.questions)
     if judged:
         longer = 2 * (sizes.longlist + sizes.shortlist * sizes.again)
         out["choice of treatment"] = tried * sizes.choice + longer * n_selection
+        out["its random controls, at most"] = 2 * TRIED * min(DRAWN, sizes.controls) * n_selection
         out["treated models"] = 2 * test
         out["random controls"] = 3 * sizes.controls * sizes.control_answers
         out["dose curves"] = 2 * n_selection * (len(CURVE["set"]) + len(CURVE["floor"])) + 12 * sizes.controls * 20
