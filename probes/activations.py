@@ -11,10 +11,15 @@ from probes.errors import InputError
 Pool = Literal["response_mean", "prompt_mean", "last_prompt", "tokens"]
 POOLS: tuple[Pool, ...] = ("response_mean", "prompt_mean", "last_prompt", "tokens")
 
+#: Places in a decoder block, by TransformerLens's names. `attn_out` and `mlp_out` are what is added to the residual
+#: stream (past a sandwich norm, where there is one); blocks that run both side by side have no `resid_mid`.
+Site = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
+SITES: tuple[Site, ...] = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+
 
 @dataclass(frozen=True)
 class Activations:
-    """Outputs of the blocks `layers`: one sample per conversation, or per token where `pool` is "tokens".
+    """Activations at one site of the blocks `layers`: one sample per conversation, or per token (pool "tokens").
 
     `conversation_index` says which conversation a sample comes from. `token_ids`, `positions` (counted without padding)
     and `in_response` describe single tokens and are None for means.
@@ -28,6 +33,7 @@ class Activations:
     token_ids: Int[Tensor, " sample"] | None = None
     positions: Int[Tensor, " sample"] | None = None
     in_response: Bool[Tensor, " sample"] | None = None
+    site: Site = "resid_post"
 
     def at(self, layer: int) -> Float[Tensor, "sample d_model"]:
         """The activations of one block."""
@@ -43,4 +49,4 @@ class Activations:
         parts = (self.token_ids, self.positions, self.in_response)
         kept = [None if part is None else part[keep] for part in parts]
         index = self.conversation_index[keep]
-        return Activations(self.values[:, keep], self.layers, self.pool, self.template_hash, index, *kept)
+        return Activations(self.values[:, keep], self.layers, self.pool, self.template_hash, index, *kept, site=self.site)
