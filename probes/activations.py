@@ -49,4 +49,6 @@ class Activations:
         parts = (self.token_ids, self.positions, self.in_response)
         kept = [None if part is None else part[keep] for part in parts]
         index = self.conversation_index[keep]
-        return Activations(self.values[:, keep], self.layers, self.pool, self.template_hash, index, *kept, site=self.site)
+        return Activations(
+            self.values[:, keep], self.layers, self.pool, self.template_hash, index, *kept, site=self.site
+        )
