@@ -22,7 +22,12 @@ from .judges import Judge as Judge
 from .judges import Margin as Margin
 from .judges import Verdict as Verdict
 from .judges import margins as margins
+from .linear import LdaProbe as LdaProbe
+from .linear import LinearProbe as LinearProbe
+from .linear import LogisticProbe as LogisticProbe
+from .linear import MeanDifferenceProbe as MeanDifferenceProbe
 from .linear import PersonaProbe as PersonaProbe
+from .linear import RidgeProbe as RidgeProbe
 from .models import Model as Model
 from .models import check_layer as check_layer
 from .models import check_same_family as check_same_family

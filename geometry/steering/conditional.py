@@ -14,7 +14,7 @@ from geometry.steering.operators import wide
 from geometry.steering.vectors import Number, PersonaVector
 from probes.errors import InputError
 from probes.hooks import Operator, Positions, active_positions
-from probes.linear import PersonaProbe
+from probes.linear import LinearProbe
 
 Decision = Literal["prompt_mean", "last_prompt", "token"]
 Masks = Mapping[str, Bool[Tensor, "batch pos"]]
@@ -42,9 +42,9 @@ class When:
     """Let `operator` act only where `condition` fires at block `layer` (the idea of CAST, arXiv 2409.05907).
 
     The score of a token is its projection on the vector's unit direction, in units of the residual stream, or a
-    fitted probe's log odds of its positive class; it fires above `threshold`, or below it with `side="below"`. The
-    threshold of a probe is 0 where none is given; for a vector take, say, `projection_quantile` of ordinary prompts.
-    (CAST itself thresholds a cosine.)
+    fitted probe's score for its positive class (its log odds, where the probe gives probabilities); it fires above
+    `threshold`, or below it with `side="below"`. The threshold of a probe is 0 where none is given; for a vector take,
+    say, `projection_quantile` of ordinary prompts. (CAST itself thresholds a cosine.)
 
     `decide` says who decides. "prompt_mean": the mean score over the prompt's tokens decides for the whole
     conversation, prompt and answer. "last_prompt": the score of its last token does. In a generation both are settled
@@ -61,7 +61,7 @@ class When:
     """
 
     operator: Operator
-    condition: PersonaVector | PersonaProbe
+    condition: PersonaVector | LinearProbe
     _: KW_ONLY
     layer: int
     decide: Decision
@@ -152,7 +152,7 @@ def _bind(operator: Any, method: str, value: Any) -> Any:
 
 
 def _reader(
-    condition: PersonaVector | PersonaProbe, layer: int, threshold: Number | None
+    condition: PersonaVector | LinearProbe, layer: int, threshold: Number | None
 ) -> tuple[Float[Tensor, " d_model"], float]:
     """What scores are read with, and where they fire: <h, reader> > limit."""
     if isinstance(condition, PersonaVector):

@@ -11,7 +11,7 @@ from probes.activations import Pool
 from probes.capture import capture
 from probes.conversations import Conversation, template_hash
 from probes.errors import InputError
-from probes.linear import PersonaProbe
+from probes.linear import LinearProbe
 from probes.models import Model, check_same_family
 from saes.sae import SparseAutoencoder
 
@@ -77,14 +77,24 @@ def paired_component(
     )
 
 
-def probe_vector(probe: PersonaProbe, *, layer: int, model: Model, scale: Number = 1.0) -> PersonaVector:
-    """The unit normal of a fitted probe's boundary times `scale`: it points to the probe's positive class."""
-    if not hasattr(probe, "direction_"):
+def probe_vector(probe: LinearProbe, *, layer: int, model: Model, scale: Number | None = 1.0) -> PersonaVector:
+    """The unit normal of a fitted probe's boundary times `scale`: it points to the probe's positive class.
+
+    With `scale=None` it is as long as the classes' means lie apart along it. Raises InputError for a probe that is not
+    fitted, of another width, or without a direction.
+    """
+    if not hasattr(probe, "coef_"):
         raise InputError("probe is not fitted: call fit(X, y) first")
     every_layer(model, [layer])
-    direction = torch.as_tensor(probe.direction_, dtype=torch.float32) * scale
+    normal = torch.as_tensor(probe.coef_[0], dtype=torch.float64)
+    if normal.numel() != model.d_model or not normal.any():
+        raise InputError(
+            f"probe of width {normal.numel()}, norm {normal.norm():g}, for {model.name} of width "
+            f"{model.d_model}: give one that was fitted to activations of this model and tells its classes apart"
+        )
+    gap = float(torch.as_tensor(probe.direction_, dtype=torch.float64).norm())
     return PersonaVector(
-        {layer: direction},
+        {layer: (normal / normal.norm() * (gap if scale is None else scale)).float()},
         model=model.name,
         template_hash=template_hash(model.tokenizer),
         method="linear probe",

@@ -18,7 +18,18 @@ from geometry import (
     projection_levels,
     shift_subspace,
 )
-from probes import Activations, Conversation, InputError, Model, PersonaProbe, Verdict, capture
+from probes import (
+    Activations,
+    Conversation,
+    InputError,
+    LdaProbe,
+    MeanDifferenceProbe,
+    Model,
+    PersonaProbe,
+    RidgeProbe,
+    Verdict,
+    capture,
+)
 
 
 def planted(direction: torch.Tensor, n: int = 40, seed: int = 0) -> tuple[Activations, Activations]:
@@ -103,16 +114,25 @@ def test_too_few_conversations_have_no_halves(tiny_model: Model) -> None:
     assert mean_difference(one, two, model=tiny_model).split_half == {}
 
 
-def test_probe_finds_the_planted_direction(tiny_model: Model) -> None:
+@pytest.mark.parametrize("kind", [PersonaProbe, MeanDifferenceProbe, LdaProbe, RidgeProbe])
+def test_probe_finds_the_planted_direction(kind, tiny_model: Model) -> None:
     direction = torch.zeros(32).index_fill(0, torch.tensor([3]), 6.0)
     positive, negative = planted(direction, n=80)
     data = torch.cat([positive.at(1), negative.at(1)]).numpy()
-    probe = PersonaProbe().fit(data, np.repeat([1, 0], 80))
+    probe = kind().fit(data, np.repeat([1, 0], 80))
     vector = probe_vector(probe, layer=1, model=tiny_model, scale=2)
     assert vector.norm(1) == pytest.approx(2, rel=1e-5) and vector.layers == (1,)
     assert vector.cosine(PersonaVector({1: direction}, model="m"))[1] > 0.7
     with pytest.raises(InputError, match="not fitted"):
-        probe_vector(PersonaProbe(), layer=1, model=tiny_model)
+        probe_vector(kind(), layer=1, model=tiny_model)
+    with pytest.raises(InputError, match="width 31"):
+        probe_vector(kind().fit(data[:, :31], np.repeat([1, 0], 80)), layer=1, model=tiny_model)
+    with pytest.raises(InputError, match="norm 0"):
+        probe_vector(kind().fit(np.ones_like(data), np.repeat([1, 0], 80)), layer=1, model=tiny_model)
+    own = probe_vector(probe, layer=1, model=tiny_model, scale=None).at(1).numpy()
+    np.testing.assert_allclose(own, probe.direction_, rtol=1e-4, atol=1e-5)
+    gap = (data[:80].mean(0) - data[80:].mean(0)).astype(float)
+    assert np.linalg.norm(own) == pytest.approx(gap @ own / np.linalg.norm(own), rel=1e-4)
 
 
 def test_latent_vector(sae) -> None:
