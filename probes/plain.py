@@ -15,7 +15,8 @@ def plain_text(model: Model) -> Model:
     `Conversation.of("Once upon a time", ", there was")` is then one text; what stands before the border is the prompt,
     what follows it the response, as pools and operators mean these words. White space is yours: end a prompt without a
     space and begin the answer with it. `Conversation.of("", text)` is all response. The weights are shared and the
-    tokenizer is a copy; the template's hash, which results record, tells such figures from those of a chat.
+    tokenizer is a copy; the template's hash, which results record, tells such figures from those of a chat, and from
+    the transcript with roles in words that `render` writes, with a warning, where nobody has said what to do.
     """
     tokenizer = copy.deepcopy(model.tokenizer)
     tokenizer.chat_template = PLAIN

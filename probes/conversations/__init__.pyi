@@ -1,0 +1,16 @@
+from .reasoning import Markers as Markers
+from .reasoning import reasoning_markers as reasoning_markers
+from .rendering import Rendered as Rendered
+from .rendering import render as render
+from .rows import ROLES as ROLES
+from .rows import Conversation as Conversation
+from .rows import Message as Message
+from .rows import conversation_batches as conversation_batches
+from .rows import iter_conversations as iter_conversations
+from .rows import load_conversations as load_conversations
+from .rows import save_conversations as save_conversations
+from .templates import TRANSCRIPT as TRANSCRIPT
+from .templates import NoChatTemplate as NoChatTemplate
+from .templates import has_template as has_template
+from .templates import render_text as render_text
+from .templates import template_hash as template_hash
