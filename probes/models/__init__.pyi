@@ -1,0 +1,11 @@
+from .blocks import find_blocks as find_blocks
+from .blocks import text_config as text_config
+from .blocks import unwrap as unwrap
+from .family import check_same_family as check_same_family
+from .load import load_model as load_model
+from .model import Model as Model
+from .model import check_layer as check_layer
+from .model import evaluating as evaluating
+from .pair import load_pair as load_pair
+from .pair import shared_copy as shared_copy
+from .pair import with_adapter as with_adapter
