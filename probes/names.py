@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from probes.activations import SITES, Site
 from probes.errors import InputError
 
-_NAMED: dict[str, Site] = {f"hook_{site}": site for site in SITES}  # pyright: ignore
 #: The bridge itself says `hook_in` and `hook_out`. Its `mlp.hook_out` is left out: with a norm behind attention and MLP
 #: (Gemma 2 and 3) it is not what is added to the stream.
-_PLACES: dict[str, Site] = _NAMED | {"hook_in": "resid_pre", "hook_out": "resid_post"}
+_PLACES: dict[str, Site] = dict(zip([f"hook_{site}" for site in SITES], SITES, strict=True))
+_PLACES |= {"hook_in": "resid_pre", "hook_out": "resid_post"}
 
 
 def hook_name(layer: int, site: Site = "resid_post") -> str:
@@ -36,8 +36,9 @@ def resolve_layers(layers: Sequence[int | str], site: Site | None = None) -> tup
     Raises InputError where names mean another site than the others or than `site`.
     """
     default: Site = site or "resid_post"
-    parsed = [parse_hook_name(layer) if isinstance(layer, str) else (layer, default) for layer in layers]
-    sites: set[Site] = {found for _, found in parsed}  # pyright: ignore
-    if len(sites | ({site} if site else set())) > 1:
+    found: list[tuple[int, Site]]
+    found = [parse_hook_name(layer) if isinstance(layer, str) else (layer, default) for layer in layers]
+    wanted = found[0][1] if found and site is None else default
+    if any(place != wanted for _, place in found):
         raise InputError(f"layers {list(layers)} at site {site!r}: they mean several sites; read one site at a time")
-    return tuple(layer for layer, _ in parsed), next(iter(sites), default)
+    return tuple(layer for layer, _ in found), wanted

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from geometry.steering.operators import Ablate, Add
-from geometry.steering.residual import columns, shared_copy, stream_of
+from geometry.steering.residual import columns, stream_of
 from geometry.steering.vectors import PersonaVector, Subspace
 from geometry.steering.weights import Removal, add_biases, check_add, check_added, check_removed, removal_of
 from probes.errors import InputError
 from probes.hooks import Operator
 from probes.io import atomic_folder, write_json
-from probes.models import Model, text_config, unwrap
+from probes.models import Model, shared_copy, text_config, unwrap
 
 #: What peft puts before the names of a network's modules.
 PREFIX = "base_model.model"

@@ -1,8 +1,7 @@
 """The residual stream of a network: which modules write to it, and whether they simply add up."""
 
-import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from probes.conversations import Rendered
 from probes.errors import InputError
 from probes.hooks import capture_blocks
-from probes.models import Model, unwrap
+from probes.models import Model, shared_copy, unwrap
 
 #: Names under which architectures keep the last matrix of attention or MLP.
 OUTPUTS = {"attn_out", "c_proj", "dense", "dense_4h_to_h", "down_proj", "fc2", "fc_out", "o_proj", "out_proj", "w2"}
@@ -84,12 +83,6 @@ def set_weights(module: Any, written: Float[Tensor, "d_model inputs"], bias: Flo
     module.weight = nn.Parameter(new.to(old.dtype).contiguous(), requires_grad=old.requires_grad)
     if bias is not None:
         module.bias = nn.Parameter(bias.to(old.device, old.dtype), requires_grad=old.requires_grad)
-
-
-def shared_copy(model: Model) -> Model:
-    """The same network in modules of its own that hold the same tensors: replace those, write into none."""
-    tensors = [*model.hf.parameters(), *model.hf.buffers()]
-    return replace(model, hf=copy.deepcopy(model.hf, {id(tensor): tensor for tensor in tensors}))
 
 
 def some_tokens(model: Model) -> Rendered:

@@ -13,14 +13,13 @@ from geometry.steering.residual import (
     check_plain_sum,
     columns,
     set_weights,
-    shared_copy,
     some_tokens,
     stream_of,
 )
 from geometry.steering.vectors import Number, PersonaVector, Subspace
 from probes.errors import InputError
 from probes.hooks import Operator, capture_blocks
-from probes.models import Model, check_layer, text_config, unwrap
+from probes.models import Model, check_layer, shared_copy, text_config, unwrap
 
 #: Share of the norm of activations by which an edit may miss what it should do, by the model's dtype.
 MISS = {torch.float64: 1e-6, torch.float32: 1e-5}
