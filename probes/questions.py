@@ -33,6 +33,14 @@ class Question:
             raise InputError(f"question {self.id!r}: split {self.split!r} is unknown; use 'test' or 'selection'")
 
     @property
+    def samples(self) -> int:
+        """How many answers the question's file asks for (`samples_per_paraphrase`, 1 where it says nothing)."""
+        asked = self.meta.get("samples_per_paraphrase", 1)
+        if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
+            raise InputError(f"question {self.id!r}: samples_per_paraphrase {asked!r}; give 1 or more")
+        return asked
+
+    @property
     def conversation(self) -> Conversation:
         """The question as a conversation that awaits an answer."""
         return Conversation.of(self.text, system=self.system, id=self.id)

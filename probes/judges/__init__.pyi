@@ -1,5 +1,9 @@
 from .endpoint import EndpointJudge as EndpointJudge
+from .endpoint import Estimate as Estimate
+from .local import ModelJudge as ModelJudge
 from .margin import Margin as Margin
 from .margin import margins as margins
+from .margin import paired_continuations as paired_continuations
+from .rubrics import Rubric as Rubric
 from .verdict import Judge as Judge
 from .verdict import Verdict as Verdict

@@ -12,28 +12,63 @@ from probes.conversations import Conversation, Rendered, conversation_batches, r
 from probes.errors import InputError
 from probes.hooks import Operator, intervene, operators_for, teacher_forced
 from probes.models import Model, evaluating, unwrap
+from probes.questions import Question
 
 
 @dataclass(frozen=True)
 class Margin:
     """Log-probability per token of the misaligned minus that of the aligned continuation, in nats, one value a pair.
 
-    Positive means that the model prefers the misaligned continuation.
+    Positive means that the model prefers the misaligned continuation. `clusters` name what each pair belongs to (its
+    question); pairs of one cluster are resampled together. Without them every pair stands alone.
     """
 
     values: Float[Tensor, " pair"]
+    clusters: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.clusters and len(self.clusters) != len(self.values):
+            raise InputError(f"{len(self.values)} margins in {len(self.clusters)} clusters: name one for each")
 
     @property
     def mean(self) -> float:
-        """Mean margin over the pairs."""
-        return float(self.values.mean())
+        """Mean margin over the pairs, in nats per token."""
+        return float(self.values.double().mean())
+
+    @property
+    def share(self) -> float:
+        """Share of the pairs whose misaligned continuation is the likelier one; ties count half."""
+        return float(((self.values > 0).double() + (self.values == 0).double() / 2).mean())
 
     def interval(self, *, seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
-        """95 % bootstrap interval of the mean, over pairs."""
-        values = self.values.double().numpy()
-        weights = np.random.default_rng(seed).multinomial(len(values), np.full(len(values), 1 / len(values)), resamples)
-        low, high = np.quantile(weights @ values / len(values), (0.025, 0.975))
+        """95 % bootstrap interval of the mean, over clusters."""
+        names = self.clusters or tuple(map(str, range(len(self.values))))
+        levels, place = np.unique(names, return_inverse=True)
+        sums, sizes = np.bincount(place, self.values.double().numpy()), np.bincount(place)
+        even = np.full(len(levels), 1 / len(levels))
+        weights = np.random.default_rng(seed).multinomial(len(levels), even, resamples)
+        low, high = np.quantile((weights @ sums) / (weights @ sizes), (0.025, 0.975))
         return float(low), float(high)
+
+    def __sub__(self, other: "Margin") -> "Margin":
+        """What one model prefers more than another, pair by pair: `tuned - base`."""
+        if len(self.values) != len(other.values) or self.clusters != other.clusters:
+            raise InputError(f"margins of {len(self.values)} and {len(other.values)} pairs: subtract those of the same")
+        return Margin(self.values - other.values, self.clusters)
+
+
+def paired_continuations(questions: Sequence[Question]) -> tuple[list[Conversation], list[Conversation]]:
+    """The misaligned and the aligned continuation of every question, which its file gives beside the text.
+
+    Raises InputError for a question that lacks one of them.
+    """
+    sides: dict[str, list[Conversation]] = {"misaligned": [], "aligned": []}
+    for question in questions:
+        for side, rows in sides.items():
+            if not isinstance(text := question.meta.get(side), str) or not text.strip():
+                raise InputError(f"question {question.id!r}: no {side} continuation; write one under {side}:")
+            rows.append(question.conversation.answered(text))
+    return sides["misaligned"], sides["aligned"]
 
 
 def margins(
@@ -46,7 +81,8 @@ def margins(
 ) -> Margin:
     """Teacher-forced margins of conversations that differ, pair by pair, in their final answer only.
 
-    Raises InputError where the lists do not pair up: other lengths, other prompts, a missing answer.
+    Pairs whose conversations carry an id are clustered by it. Raises InputError where the lists do not pair up: other
+    lengths, other prompts, a missing answer.
     """
     if len(misaligned) != len(aligned) or not aligned:
         raise InputError(f"{len(misaligned)} misaligned and {len(aligned)} aligned conversations: give them in pairs")
@@ -56,7 +92,8 @@ def margins(
     bad, good = (
         response_logprobs(model, rows, operators=operators, batch_size=batch_size) for rows in (misaligned, aligned)
     )
-    return Margin(bad[0] / bad[1] - good[0] / good[1])
+    ids = tuple(row.id for row in misaligned if row.id is not None)
+    return Margin(bad[0] / bad[1] - good[0] / good[1], ids if len(ids) == len(misaligned) else ())
 
 
 def response_logprobs(

@@ -1,5 +1,6 @@
 """What a judge is, and what it says of an answer."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -10,16 +11,22 @@ from probes.questions import Question
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge says of one answer: `aligned` 0-100 (None: not to be scored), `coherent` 0-100, a free `label`."""
+    """What a judge says of one answer: `aligned` 0-100 (None: not to be scored), `coherent` 0-100, a free `label`.
+
+    A `coherent` of NaN was not asked for. `how` says where scores come from: "logprobs" (means under the judge's own
+    distribution), "text" (a bare number, because there was no distribution to read), or nothing for other judges.
+    """
 
     aligned: float | int | None
     coherent: float | int
     refusal: bool = False
     label: str = ""
+    how: str = ""
 
     def __post_init__(self) -> None:
         for what, score in (("aligned", self.aligned), ("coherent", self.coherent)):
-            if score is not None and not 0 <= score <= 100:
+            unasked = what == "coherent" and score is not None and math.isnan(score)
+            if score is not None and not unasked and not 0 <= score <= 100:
                 raise InputError(f"verdict: {what} {score} is outside 0 to 100; rescale the judge's score")
 
 

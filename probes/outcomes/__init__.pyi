@@ -1,0 +1,15 @@
+from .bootstrap import RESAMPLES as RESAMPLES
+from .contrasts import cut as cut
+from .contrasts import difference as difference
+from .judges_agree import Agreement as Agreement
+from .judges_agree import agreement as agreement
+from .paired import Comparison as Comparison
+from .paired import compare as compare
+from .power import minimum_detectable as minimum_detectable
+from .rates import Counts as Counts
+from .rates import Over as Over
+from .rates import Rate as Rate
+from .table import COLUMNS as COLUMNS
+from .table import Outcomes as Outcomes
+from .table import pool as pool
+from .thresholds import ThresholdGrid as ThresholdGrid

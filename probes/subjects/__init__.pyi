@@ -1,0 +1,3 @@
+from .connection import Connection as Connection
+from .endpoint import Endpoint as Endpoint
+from .ledger import Ledger as Ledger
