@@ -1,6 +1,6 @@
 """Sites of twelve families: found by structure, as TransformerLens has them, adding up, read with an early exit."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from probes import InputError, Model, capture_blocks, capture_sites, intervene, 
 from probes.activations import SITES
 from probes.sites import Point, Record, check_site, layout
 from tests.probes.families import FAMILIES
+from tests.probes.operators import Change
 
 PARALLEL = ("gpt_neox",)
 PLACES = [(layer, site) for layer in range(4) for site in SITES]
@@ -58,20 +59,14 @@ def test_sites_add_up(model, rendered):
 def test_what_is_added_is_what_the_stream_gets(model, rendered):
     """Taking attention's or the MLP's part away by hand changes the block's output as the identities say."""
 
-    @dataclass
-    class Nothing:
-        site: str
-        layers: tuple[int, ...] = (0,)
-        positions: str = "all"
-
-        def __call__(self, activations, *, layer, mask):
-            return torch.where(mask[..., None], 0.0, activations)
+    def nothing(site):
+        return Change(torch.zeros_like, site, layers=(0,))
 
     wanted = [(0, "resid_pre"), (0, "mlp_out"), (0, "attn_out"), (0, "resid_post")]
-    with intervene(model, Nothing("attn_out"), Nothing("mlp_out")):
+    with intervene(model, nothing("attn_out"), nothing("mlp_out")):
         found = capture_sites(model, rendered, wanted)
     assert apart(found[0, "resid_pre"], found[0, "resid_post"], rendered) < 1e-6
-    with intervene(model, Nothing("mlp_out")):
+    with intervene(model, nothing("mlp_out")):
         found = capture_sites(model, rendered, wanted)
     assert apart(found[0, "resid_pre"] + found[0, "attn_out"], found[0, "resid_post"], rendered) < 1e-5
 
@@ -173,22 +168,12 @@ def test_the_search_is_not_taken_in():
 def test_layouts_are_found_aside_from_interventions(build_llama, build_tokenizer, tiny_conversations):
     """The few tokens that a layout is found with reach no operator, and are not confused by its edits."""
 
-    @dataclass
-    class Twice:
-        layers: tuple[int, ...] = (1,)
-        positions: str = "all"
-        calls: int = 0
-
-        def __call__(self, activations, *, layer, mask):
-            self.calls += 1
-            return torch.where(mask[..., None], activations * 2, activations)
-
     tokenizer = build_tokenizer()
-    model, double = Model(build_llama(tokenizer), tokenizer, "new"), Twice()
+    model, double = Model(build_llama(tokenizer), tokenizer, "new"), Change(lambda x: 2 * x)
     rendered = render(tokenizer, tiny_conversations)
     with intervene(model, double):
         found = capture_sites(model, rendered, [(1, site) for site in SITES])
-    assert double.calls == 1
+    assert len(double.seen) == 1
     assert apart(found[1, "resid_post"], 2 * (found[1, "resid_mid"] + found[1, "mlp_out"]), rendered) < 1e-5
 
 
