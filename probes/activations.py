@@ -1,8 +1,10 @@
 """Activations: what the blocks wrote, one sample per conversation or per token."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -16,24 +18,30 @@ POOLS: tuple[Pool, ...] = ("response_mean", "prompt_mean", "last_prompt", "token
 Site = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
 SITES: tuple[Site, ...] = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
+#: What describes single tokens, each `[sample]`.
+TOKEN_PARTS = ("token_ids", "positions", "in_response", "in_reasoning")
+
 
 @dataclass(frozen=True)
 class Activations:
     """Activations at one site of the blocks `layers`: one sample per conversation, or per token (pool "tokens").
 
-    `conversation_index` says which conversation a sample comes from. `token_ids`, `positions` (counted without padding)
-    and `in_response` describe single tokens and are None for means.
+    `conversation_index` says which conversation a sample comes from. `token_ids`, `positions` (without padding),
+    `in_response` and `in_reasoning` describe single tokens and are None for means. `scope` names the tokens of a scope
+    of the caller's own: their mean is the pool "mean", each of them the pool "tokens".
     """
 
     values: Float[Tensor, "layer sample d_model"]
     layers: tuple[int, ...]
-    pool: Pool
+    pool: Literal[Pool, "mean"]
     template_hash: str
     conversation_index: Int[Tensor, " sample"]
     token_ids: Int[Tensor, " sample"] | None = None
     positions: Int[Tensor, " sample"] | None = None
     in_response: Bool[Tensor, " sample"] | None = None
     site: Site = "resid_post"
+    in_reasoning: Bool[Tensor, " sample"] | None = None
+    scope: str = ""
 
     def at(self, layer: int) -> Float[Tensor, "sample d_model"]:
         """The activations of one block."""
@@ -46,9 +54,31 @@ class Activations:
 
     def select(self, keep: Bool[Tensor, " sample"] | Int[Tensor, " kept"]) -> "Activations":
         """The samples that a mask or an index picks, as activations again."""
-        parts = (self.token_ids, self.positions, self.in_response)
-        kept = [None if part is None else part[keep] for part in parts]
-        index = self.conversation_index[keep]
-        return Activations(
-            self.values[:, keep], self.layers, self.pool, self.template_hash, index, *kept, site=self.site
-        )
+        return _mapped(self, lambda part: part[keep], self.values[:, keep])
+
+
+def concatenated(parts: Sequence[Activations]) -> Activations:
+    """Put activations of one kind behind each other, in the order given."""
+    if not parts:
+        raise InputError("no activations to join: the store or the list is empty")
+    if len(parts) == 1:
+        return parts[0]
+    singles = {name: torch.cat([getattr(part, name) for part in parts]) for name in _singles(parts[0])}
+    return replace(parts[0], values=torch.cat([part.values for part in parts], dim=1), **singles)
+
+
+def joined(parts: Sequence[Activations]) -> Activations:
+    """Put batches of activations together, ordered by conversation, tokens in their order within it."""
+    whole = concatenated(parts)
+    order = torch.argsort(whole.conversation_index, stable=True)
+    return whole if bool((order.diff() == 1).all()) else whole.select(order)
+
+
+def _singles(activations: Activations) -> list[str]:
+    """Names of the tensors that have one entry a sample."""
+    present = [name for name in TOKEN_PARTS if getattr(activations, name) is not None]
+    return ["conversation_index", *present]
+
+
+def _mapped(activations: Activations, change: Any, values: Tensor) -> Activations:
+    return replace(activations, values=values, **{n: change(getattr(activations, n)) for n in _singles(activations)})

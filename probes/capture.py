@@ -1,49 +1,153 @@
 """Activations of conversations: read by hooks, pooled per conversation or kept per token, in memory or in a store."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
 
 import torch
-from einops import einsum, rearrange
+from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from probes.activations import POOLS, Activations, Pool
-from probes.conversations import Conversation, Rendered, conversation_batches, render, template_hash
+from probes.activations import SITES, Activations, Pool, Site, joined
+from probes.chunks import (
+    Row,
+    TokenScope,
+    batches,
+    check_answered,
+    chunk_digest,
+    chunks,
+    rows_of,
+    samples_of,
+    scope_of,
+    stacked,
+    text_digest,
+)
+from probes.conversations import Conversation, iter_conversations, template_hash
 from probes.errors import InputError
 from probes.hooks import capture_blocks
 from probes.models import Model, check_layer
 from probes.progress import Progress, silent
-from probes.store import ActivationStore, joined
+from probes.store import ActivationStore, StoreWriter
+
+CHUNK = 2**16  # tokens of a chunk where no store says so
+Places = dict[int, tuple[int, int]]  # conversation -> its samples, [start, stop)
+Conversations = Sequence[Conversation] | Iterable[Conversation] | str | Path
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read of every conversation, and in which batches: at most `batch_size` rows and `batch_tokens` tokens."""
+
+    layers: tuple[int, ...]
+    pool: Pool | TokenScope = "response_mean"
+    site: Site = "resid_post"
+    batch_size: int = 32
+    batch_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        scope_of(self.pool)
+        if self.site not in SITES:
+            raise InputError(f"site {self.site!r}: use one of {', '.join(SITES)}")
+        if not self.layers:
+            raise InputError("capture: no layers given; give at least one block index")
+        if len(set(self.layers)) < len(self.layers):
+            raise InputError(f"layers {self.layers}: give each block once")
+        for name in ("batch_size", "batch_tokens"):
+            if (getattr(self, name) or 1) < 1 or getattr(self, name) == 0:
+                raise InputError(f"{name} {getattr(self, name)}: give 1 or more")
+
+    def kind(self, model: Model) -> dict[str, Any]:
+        """What a store is told of the model and of what is read, as JSON."""
+        identity = {"name": model.name, "fingerprint": model.fingerprint, "weights": model.weights_digest}
+        pool, scope = _labels(self.pool)
+        return {
+            "model": identity,
+            "template_hash": template_hash(model.tokenizer),
+            "layers": list(self.layers),
+            "site": self.site,
+            "pool": pool,
+            "scope": scope,
+            "d_model": model.d_model,
+        }
 
 
 def capture(
     model: Model,
-    conversations: Sequence[Conversation],
+    conversations: Conversations,
     *,
     layers: Sequence[int],
-    pool: Pool = "response_mean",
+    pool: Pool | TokenScope = "response_mean",
+    site: Site = "resid_post",
     batch_size: int = 32,
+    batch_tokens: int | None = None,
     store: ActivationStore | None = None,
     progress: Progress = silent,
 ) -> Activations:
-    """Read the outputs of the blocks `layers` on `conversations`, in their order, in float32 on the CPU.
+    """Read the blocks `layers` at `site` on `conversations`, in their order, in float32 on the CPU.
 
     Means are taken in float64 over the response's (with its end token) or the prompt's tokens; "last_prompt" is the
-    token whose output predicts the answer's first; "tokens" keeps every token. With `store`, batches are appended to
-    it, conversations that it holds are skipped, and the returned activations hold no sample. Raises InputError for a
-    bad layer, no conversations, a missing answer, a value that is not finite.
+    token whose output predicts the answer's first; "tokens" keeps every token; a `TokenScope` names others. Rows of
+    like length share a pass: at most `batch_size` of them and, padding counted, `batch_tokens` tokens.
+
+    Conversations may be a sequence, any iterable, or the path of a JSONL file; the latter two are read as they are
+    needed, and `progress` is told a total of 0 for an iterable, whose end is not known. With `store`, memory holds one
+    shard and one batch: activations go there shard by shard in its dtype, conversations that it holds are skipped, and
+    the returned activations hold no sample. Raises InputError for a bad layer, no conversations, a missing answer, a
+    value that is not finite, and where the store was begun with another model, template or text.
     """
-    _check(model, conversations, layers, pool)
-    parts: list[Activations] = []
-    held = set() if store is None else store.conversations()
-    wanted = [i for i in range(len(conversations)) if i not in held]
-    done = len(conversations) - len(wanted)
-    for batch, rows in conversation_batches([conversations[i] for i in wanted], batch_size):
-        part = _batch(model, rows, [wanted[i] for i in batch], tuple(layers), pool)
-        parts.append(part) if store is None else store.append(part)
-        done += len(batch)
-        progress(done, len(conversations), "activations")
-    return joined(parts) if store is None else _nothing(model, tuple(layers), pool)
+    reading = Reading(tuple(layers), pool, site, batch_size, batch_tokens)
+    for layer in layers:
+        check_layer(model, layer)
+    tell = Told(_total(conversations), progress)
+    if store is not None:
+        with store.writer() as writer:
+            _into(writer, model, conversations, reading, tell)
+        return _nothing(model, reading)
+    whole = _checked(conversations, reading)
+    rows = rows_of(model.tokenizer, enumerate(whole), scope_of(pool))
+    pieces = [list(rows)] if isinstance(whole, Sequence) else chunks(rows, CHUNK)
+    return joined([read_chunk(model, chunk, reading, tick=tell) for chunk in pieces])
+
+
+class Told:
+    """Counts conversations and passes the count on."""
+
+    def __init__(self, total: int, progress: Progress) -> None:
+        """Start at nothing done of `total`."""
+        self.done, self.total, self.progress = 0, total, progress
+
+    def __call__(self, more: int) -> None:
+        """Take note of conversations that are read."""
+        self.done += more
+        self.progress(self.done, self.total, "activations")
+
+
+def read_chunk(
+    model: Model,
+    chunk: Sequence[Row],
+    reading: Reading,
+    *,
+    dtype: torch.dtype = torch.float32,
+    tick: Callable[[int], object] = lambda more: None,
+) -> Activations:
+    """Activations of one chunk, in the conversations' order, in `dtype` on the CPU; `tick` hears of every batch."""
+    scope = scope_of(reading.pool)
+    places = dict(zip((row.index for row in chunk), samples_of(chunk, scope), strict=True))
+    values = torch.empty(len(reading.layers), places[chunk[-1].index][1], model.d_model, dtype=dtype)
+    for rows in batches(chunk, reading.batch_size, reading.batch_tokens):
+        at = torch.cat([torch.arange(*places[row.index]) for row in rows])
+        read = _batch(model, rows, reading).to(dtype)
+        _check_finite(read, at, rows, reading, places)
+        values[:, at] = read
+        tick(len(rows))
+    pool, name = _labels(reading.pool)
+    index = torch.tensor([row.index for row in chunk for _ in range(*places[row.index])])
+    singles = _singles(chunk) if scope.single else {}
+    hash_ = chunk[0].rendered.template_hash
+    return Activations(values, reading.layers, pool, hash_, index, **singles, site=reading.site, scope=name)
 
 
 def pooled(
@@ -55,54 +159,119 @@ def pooled(
     return torch.stack(layers).float()
 
 
-def _batch(
-    model: Model, rows: list[Conversation], index: list[int], layers: tuple[int, ...], pool: Pool
-) -> Activations:
-    rendered = render(model.tokenizer, rows)
-    values = capture_blocks(model, rendered, layers, rows=index).cpu()
-    where = torch.tensor(index)
-    if pool == "tokens":
-        part = _tokens(values, rendered, where, layers)
-    else:
-        mask = {"response_mean": rendered.response, "prompt_mean": rendered.prompt}.get(pool, rendered.last_prompt)
-        part = Activations(pooled(values, mask), layers, pool, rendered.template_hash, where)
-    if not torch.isfinite(part.values).all():
-        layer, sample, _ = (~torch.isfinite(part.values)).nonzero()[0].tolist()
-        row = int(part.conversation_index[sample])
-        raise InputError(f"activation of block {layers[layer]} on conversation {row} is not finite: use a wider dtype")
-    return part
+def unheld(
+    conversations: Iterable[Conversation], writer: StoreWriter, skipped: Callable[[int], object]
+) -> Iterator[tuple[int, Conversation]]:
+    """The conversations that the store lacks, with their numbers; those that it holds must be the same text."""
+    count = 0
+    found = ((i, writer.holder(i), conversation) for i, conversation in enumerate(conversations))
+    for shard, run in groupby(found, key=lambda one: one[1]):
+        if shard is None:
+            for count, _, conversation in run:
+                yield count, conversation
+            continue
+        texts = [(index, text_digest(conversation)) for index, _, conversation in run]
+        whole = [index for index, _ in texts] == shard.indices()
+        if shard.data and (not whole or chunk_digest(text for _, text in texts) != shard.data):
+            raise InputError(
+                f"{writer.path}: was begun with other conversations (of {texts[0][0]} to {texts[-1][0]}, {shard.file} "
+                f"holds a text of digest {shard.data}, not this); give the same ones or use another store"
+            )
+        count = texts[-1][0]
+        skipped(len(texts))
+    if count + 1 < writer.stop:
+        raise InputError(
+            f"{writer.path}: holds conversation {writer.stop - 1}, and these end with {count}; give the same or use "
+            "another store"
+        )
 
 
-def _tokens(values: Tensor, rendered: Rendered, where: Tensor, layers: tuple[int, ...]) -> Activations:
-    mask = rendered.attention_mask.bool()
-    flat = rearrange(values, "layer batch pos d_model -> layer (batch pos) d_model")[:, mask.flatten()].float()
-    index = where[:, None].expand_as(mask)[mask]
-    return Activations(
-        flat,
-        layers,
-        "tokens",
-        rendered.template_hash,
-        index,
-        rendered.input_ids[mask],
-        rendered.position_ids[mask],
-        rendered.response[mask],
-    )
+def _into(
+    writer: StoreWriter, model: Model, conversations: Conversations, reading: Reading, tell: Callable[[int], object]
+) -> None:
+    writer.begin(reading.kind(model))
+    wanted = unheld(_checked(conversations, reading), writer, tell)
+    for chunk in chunks(rows_of(model.tokenizer, wanted, scope_of(reading.pool)), writer.shard_tokens):
+        read = read_chunk(model, chunk, reading, dtype=writer.dtype, tick=tell)
+        writer.append(read, data=chunk_digest(row.digest for row in chunk))
 
 
-def _nothing(model: Model, layers: tuple[int, ...], pool: Pool) -> Activations:
-    values = torch.zeros(len(layers), 0, model.d_model)
-    return Activations(values, layers, pool, template_hash(model.tokenizer), torch.zeros(0, dtype=torch.long))
+def _batch(model: Model, rows: Sequence[Row], reading: Reading) -> Float[Tensor, "layer sample d_model"]:
+    rendered, mask = stacked(rows)
+    index = [row.index for row in rows]
+    values = capture_blocks(model, rendered, reading.layers, site=reading.site, rows=index)
+    if scope_of(reading.pool).single:
+        return values[:, mask.to(values.device)].cpu()
+    if values.device.type == "mps":  # has no float64
+        values = values.cpu()
+    return pooled(values, mask.to(values.device)).cpu()
 
 
-def _check(model: Model, conversations: Sequence[Conversation], layers: Sequence[int], pool: str) -> None:
-    if pool not in POOLS:
-        raise InputError(f"pool {pool!r}: use one of {', '.join(POOLS)}")
+def _singles(chunk: Sequence[Row]) -> dict[str, Tensor]:
+    def kept(name: str) -> Tensor:
+        return torch.cat([getattr(row.rendered, name)[0][row.mask] for row in chunk])
+
+    names = {"token_ids": "input_ids", "positions": "position_ids", "in_response": "response"}
+    return {part: kept(name) for part, name in {**names, "in_reasoning": "reasoning"}.items()}
+
+
+def _labels(pool: Pool | TokenScope) -> tuple[Any, str]:
+    """What activations say of the tokens they come from: the pool, and the name of a scope of the caller's own."""
+    if isinstance(pool, TokenScope):
+        return "tokens" if pool.single else "mean", pool.name
+    return pool, ""
+
+
+def _checked(conversations: Conversations, reading: Reading) -> Iterable[Conversation]:
+    """Conversations as they come; of a sequence, what can be known to be wrong is said at once."""
+    if isinstance(conversations, str | Path):
+        return iter_conversations(conversations)
+    if not isinstance(conversations, Sequence):
+        return _some(conversations)
     if not conversations:
         raise InputError("capture: no conversations given; give at least one")
-    if not layers:
-        raise InputError("capture: no layers given; give at least one block index")
-    for layer in layers:
-        check_layer(model, layer)
-    missing = [i for i, row in enumerate(conversations) if row.answer is None]
-    if pool == "response_mean" and missing:
-        raise InputError(f"conversation {missing[0]} has no answer to average over: add one or use pool='last_prompt'")
+    if reading.pool == "response_mean":
+        for index, conversation in enumerate(conversations):
+            check_answered(index, conversation)
+    return conversations
+
+
+def _some(conversations: Iterable[Conversation]) -> Iterator[Conversation]:
+    empty = True
+    for conversation in conversations:
+        empty = False
+        yield conversation
+    if empty:
+        raise InputError("capture: no conversations given; give at least one")
+
+
+def _total(conversations: Conversations) -> int:
+    if isinstance(conversations, str | Path):
+        return count_rows(conversations)
+    return len(conversations) if isinstance(conversations, Sequence) else 0
+
+
+def count_rows(path: str | Path) -> int:
+    """Lines of a JSONL file that hold something; 0 where there is no such file."""
+    if not Path(path).is_file():
+        return 0
+    with Path(path).open("rb") as lines:
+        return sum(1 for line in lines if line.strip())
+
+
+def _nothing(model: Model, reading: Reading) -> Activations:
+    values, (pool, scope) = torch.zeros(len(reading.layers), 0, model.d_model), _labels(reading.pool)
+    index = torch.zeros(0, dtype=torch.long)
+    hash_ = template_hash(model.tokenizer)
+    return Activations(values, reading.layers, pool, hash_, index, site=reading.site, scope=scope)
+
+
+def _check_finite(read: Tensor, at: Tensor, rows: Sequence[Row], reading: Reading, places: Places) -> None:
+    if torch.isfinite(read).all():
+        return
+    layer, sample, _ = (~torch.isfinite(read)).nonzero()[0].tolist()
+    row = next(row.index for row in rows if at[sample] in range(*places[row.index]))
+    raise InputError(
+        f"activation of block {reading.layers[layer]} on conversation {row} is not finite in {read.dtype}: use a wider "
+        "dtype"
+    )

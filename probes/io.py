@@ -14,20 +14,31 @@ from probes.errors import InputError
 
 
 @contextmanager
-def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path next to `path` that takes its place when the block ends well, and is removed otherwise."""
+def temporary_file(path: str | Path) -> Iterator[Path]:
+    """Give a new empty file next to `path`, hidden and of its suffix; what is still there at the end is removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
-    temporary = Path(name)
     try:
-        yield temporary
-        _flush(temporary)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
+        yield Path(name)
     finally:
-        temporary.unlink(missing_ok=True)
+        Path(name).unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path next to `path` that takes its place when the block ends well, and is removed otherwise."""
+    with temporary_file(path) as temporary:
+        yield temporary
+        publish(temporary, path)
+
+
+def publish(temporary: Path, path: str | Path) -> None:
+    """Let a finished temporary file take the place of `path`, once its bytes are on disk."""
+    _flush(temporary)
+    temporary.chmod(0o644)
+    os.replace(temporary, path)
 
 
 @contextmanager

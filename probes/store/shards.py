@@ -1,0 +1,186 @@
+"""One shard: a safetensors file, written atomically under a name that its content decides, read in part or whole."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from probes.activations import TOKEN_PARTS, Activations
+from probes.errors import InputError
+from probes.io import publish, temporary_file
+from probes.store.journal import Shard, runs
+
+FORMAT = "persona-geometry/activations/2"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CURE = "drop_damaged() and the same capture replace it; skip_damaged=True reads the rest"
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A shard that is not what was written, and what is wrong with it: missing, truncated or changed."""
+
+    shard: Shard
+    why: str
+
+
+def kind_of(activations: Activations) -> dict[str, Any]:
+    """What all shards of one store have in common, as JSON."""
+    names = ("pool", "scope", "site", "template_hash")
+    shared = {name: getattr(activations, name) for name in names}
+    return shared | {"layers": list(activations.layers), "d_model": activations.values.shape[-1]}
+
+
+def write_shard(folder: Path, activations: Activations, dtype: torch.dtype, *, data: str = "") -> Shard:
+    """Write activations as a shard of `folder` and return its line for the journal, which does not name it yet.
+
+    The same activations give the same bytes under the same name. Raises InputError for no sample, for a value that
+    `dtype` cannot hold, and where the disk takes no more.
+    """
+    if not len(activations):
+        raise InputError(f"{folder}: a shard without samples; append at least one")
+    tensors = _tensors(activations, dtype)
+    found = runs(activations.conversation_index.tolist())
+    # More than one key would come out in another order every time: safetensors keeps them in a hash map.
+    note = {"format": FORMAT, "layer": "0-based decoder block"} | kind_of(activations)
+    metadata = {"persona-geometry": json.dumps(note, sort_keys=True)}
+    try:
+        with temporary_file(folder / f"shard-{found[0][0]:09d}.safetensors") as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+            digest, size = _sha256(temporary), temporary.stat().st_size
+            name = f"shard-{found[0][0]:09d}-{digest[:12]}.safetensors"
+            publish(temporary, folder / name)
+        _sync_folder(folder)
+    except (OSError, SafetensorError) as error:
+        raise disk_trouble(folder, error) from None
+    return Shard(name, len(activations), size, digest, found, data)
+
+
+def read_shard(
+    folder: Path, shard: Shard, kind: Mapping[str, Any], *, layers: Sequence[int] | None = None
+) -> Activations:
+    """Read a shard whole, in the dtype that it has, of its blocks only `layers`. Raises InputError as `opened` does."""
+    with opened(folder, shard) as part:
+        return part(0, shard.rows, kind, layers)
+
+
+Reader = Callable[[int, int, Mapping[str, Any], Sequence[int] | None], Activations]
+
+
+@contextmanager
+def opened(folder: Path, shard: Shard) -> Iterator[Reader]:
+    """Give a function that reads samples start to stop of a mapped shard: only their bytes come from the disk.
+
+    Raises InputError that names the file where it is missing, has another size than the journal says, or does not hold
+    what it should.
+    """
+    path = folder / shard.file
+    if why := _size_trouble(folder, shard):
+        raise InputError(f"{path}: {why}; {CURE}")
+    try:
+        file = safe_open(path, "pt")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: damaged ({error}); {CURE}") from None
+
+    def part(start: int, stop: int, kind: Mapping[str, Any], layers: Sequence[int] | None) -> Activations:
+        try:
+            return _part(file, shard, start, stop, kind, layers)
+        except (SafetensorError, OSError, KeyError) as error:
+            raise InputError(f"{path}: damaged ({error}); {CURE}") from None
+
+    with file:
+        yield part
+
+
+def damage_of(folder: Path, shard: Shard) -> Damage | None:
+    """What is wrong with a shard, every byte of it read, or None."""
+    why = _size_trouble(folder, shard)
+    if not why and _sha256(folder / shard.file) != shard.sha256:
+        why = "changed since it was written (another SHA-256)"
+    return Damage(shard, why) if why else None
+
+
+def disk_trouble(folder: Path, error: Exception) -> InputError:
+    """The one line for a write that failed."""
+    try:
+        free = f"{shutil.disk_usage(folder).free / 1e6:.1f} MB free"
+    except OSError:
+        free = "the disk cannot be asked for its free space"
+    return InputError(
+        f"{folder}: could not be written to ({error}; {free}); what it holds is whole: make room, and the same capture "
+        "goes on from there"
+    )
+
+
+def _tensors(activations: Activations, dtype: torch.dtype) -> dict[str, Tensor]:
+    values = activations.values.to("cpu", dtype)
+    if not torch.isfinite(values).all():
+        raise InputError(f"a value of these activations does not fit into {dtype}: use bfloat16 or float32")
+    singles = {name: getattr(activations, name) for name in TOKEN_PARTS if getattr(activations, name) is not None}
+    blocks = {f"block.{layer}": block for layer, block in zip(activations.layers, values, strict=True)}
+    tensors = blocks | singles | {"conversation": activations.conversation_index}
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _part(
+    file: Any, shard: Shard, start: int, stop: int, kind: Mapping[str, Any], layers: Sequence[int] | None
+) -> Activations:
+    chosen = tuple(kind["layers"] if layers is None else layers)
+    values = _values(file, shard, start, stop, chosen)
+    names = [name for name in TOKEN_PARTS if name in file.keys()]  # noqa: SIM118 - a safetensors file is no mapping
+    singles = {name: file.get_slice(name)[start:stop] for name in names}
+    return Activations(
+        values,
+        chosen,
+        kind["pool"],
+        kind["template_hash"],
+        file.get_slice("conversation")[start:stop],
+        **singles,
+        site=kind["site"],
+        scope=kind["scope"],
+    )
+
+
+def _values(
+    file: Any, shard: Shard, start: int, stop: int, layers: tuple[int, ...]
+) -> Float[Tensor, "layer sample d_model"]:
+    slices = [file.get_slice(f"block.{layer}") for layer in layers]
+    rows = {slice_.get_shape()[0] for slice_ in slices}
+    if rows != {shard.rows}:
+        raise KeyError(f"{sorted(rows)} rows where the journal says {shard.rows}")
+    return torch.stack([slice_[start:stop] for slice_ in slices])
+
+
+def _size_trouble(folder: Path, shard: Shard) -> str:
+    try:
+        size = (folder / shard.file).stat().st_size
+    except FileNotFoundError:
+        return "missing"
+    if size == shard.bytes:
+        return ""
+    return f"{'truncated' if size < shard.bytes else 'changed'}: {size} bytes where the journal says {shard.bytes}"
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the new name on disk before the journal may speak of it; not every system lets a folder be opened."""
+    with suppress(PermissionError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
