@@ -12,6 +12,7 @@ from probes.errors import InputError
 from probes.generate import Sampling, generate
 from probes.hooks import Operator
 from probes.judges import Judge, Verdict
+from probes.judges.verdict import columns_of, judge_each
 from probes.models import Model
 from probes.outcomes import COLUMNS, Outcomes
 from probes.progress import Progress, silent
@@ -91,34 +92,9 @@ def judge_answers(
     name: str | None = None,
 ) -> Outcomes:
     """Have answers judged that a model has given, place by place: one row for each."""
-    verdicts = judge(questions, answers)
-    if len(verdicts) != len(answers):
-        raise InputError(
-            f"judge {judge.name}: {len(verdicts)} verdicts on {len(answers)} answers; it must return one for each"
-        )
-    return outcomes_of(model, questions, answers, verdicts, seed=seed, name=name, judge=judge.name)
-
-
-def rejudge(outcomes: Outcomes, judge: Judge) -> Outcomes:
-    """The same answers under another judge. Raises InputError where the table does not hold the questions' texts."""
-    table = outcomes.table
-    if "question" not in table.columns or table["question"].isna().any():
-        raise InputError("outcomes: no column 'question' with every question's text; ask again, or add it")
-    pairs = zip(table["question_id"], table["question"], table["group"], strict=True)
-    questions = [Question(str(id_), str(text), str(group)) for id_, text, group in pairs]
-    verdicts = judge(questions, table["answer"].tolist())
-    return Outcomes(table.assign(**verdict_columns(verdicts), judge=judge.name))
-
-
-def verdict_columns(verdicts: Sequence[Verdict]) -> dict[str, object]:
-    """The columns of an outcome table that verdicts fill."""
-    return {
-        "aligned": np.array([v.aligned for v in verdicts], dtype="float64"),
-        "coherent": np.array([v.coherent for v in verdicts], dtype="float64"),
-        "refusal": [v.refusal for v in verdicts],
-        "label": [v.label for v in verdicts],
-        "how": [v.how for v in verdicts],
-    }
+    return outcomes_of(
+        model, questions, answers, judge_each(judge, questions, answers), seed=seed, name=name, judge=judge.name
+    )
 
 
 def outcomes_of(
@@ -141,7 +117,7 @@ def outcomes_of(
             "seed": seed,
             "prompt": [prompts[question] for question in questions],
             "answer": list(answers),
-            **verdict_columns(verdicts),
+            **columns_of(verdicts),
             "template_hash": TEMPLATE if isinstance(model, Endpoint) else template_hash(model.tokenizer),
             "question": [question.text for question in questions],
             "judge": judge,

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from probes.errors import InputError
 from probes.questions import Question
 
@@ -42,3 +44,24 @@ class Judge(Protocol):
     def __call__(self, questions: Sequence[Question], answers: Sequence[str], /) -> list[Verdict]:
         """Judge answers to questions, place by place."""
         ...
+
+
+def judge_each(judge: Judge, questions: Sequence[Question], answers: Sequence[str]) -> list[Verdict]:
+    """The judge's verdicts. Raises InputError where it does not return one for each answer."""
+    verdicts = judge(questions, answers)
+    if len(verdicts) != len(answers):
+        raise InputError(
+            f"judge {judge.name}: {len(verdicts)} verdicts on {len(answers)} answers; it must return one for each"
+        )
+    return verdicts
+
+
+def columns_of(verdicts: Sequence[Verdict]) -> dict[str, object]:
+    """The columns of an outcome table that verdicts fill."""
+    return {
+        "aligned": np.array([v.aligned for v in verdicts], dtype="float64"),
+        "coherent": np.array([v.coherent for v in verdicts], dtype="float64"),
+        "refusal": [v.refusal for v in verdicts],
+        "label": [v.label for v in verdicts],
+        "how": [v.how for v in verdicts],
+    }

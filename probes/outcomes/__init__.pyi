@@ -1,8 +1,11 @@
 from .bootstrap import RESAMPLES as RESAMPLES
 from .contrasts import cut as cut
 from .contrasts import difference as difference
+from .imports import outcomes_from_inspect as outcomes_from_inspect
+from .imports import outcomes_from_jsonl as outcomes_from_jsonl
 from .judges_agree import Agreement as Agreement
 from .judges_agree import agreement as agreement
+from .judging import rejudge as rejudge
 from .paired import Comparison as Comparison
 from .paired import compare as compare
 from .power import minimum_detectable as minimum_detectable

@@ -60,7 +60,8 @@ def compare(a: Outcomes, b: Outcomes, *, kind: str = "misaligned", counts: Count
     pairs = pd.DataFrame({"question_id": tables[0]["question_id"], "a": ours, "b": theirs})
     questions = pairs.groupby("question_id", sort=True).agg(a=("a", "mean"), b=("b", "mean"), n=("a", "size"))
     questions = questions.assign(difference=questions["a"] - questions["b"]).reset_index()
-    gaps = questions["difference"]
+    gaps = questions["difference"].to_numpy()
+    up, down = int((gaps > 0).sum()), int((gaps < 0).sum())
     only_a, only_b = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
     return Comparison(
         rule.kind,
@@ -68,7 +69,7 @@ def compare(a: Outcomes, b: Outcomes, *, kind: str = "misaligned", counts: Count
         only_a,
         only_b,
         sign_test(only_a, only_b),
-        sign_test(int((gaps > 0).sum()), int((gaps < 0).sum())),
+        sign_test(up, down),
         questions,
     )
 
@@ -83,7 +84,7 @@ def aligned_rows(outcomes: Sequence[Outcomes], *, key: Sequence[str] = KEY) -> l
     """The tables with their rows in one common order of the pairs' keys. Raises InputError where they do not pair."""
     tables = []
     for one in outcomes:
-        index = pd.MultiIndex.from_frame(one.table[list(key)].astype(str))
+        index = pd.MultiIndex.from_arrays([one.table[name].astype(str) for name in key], names=list(key))
         if index.has_duplicates:
             twice = dict(zip(key, index[index.duplicated()][0], strict=True))
             raise InputError(f"outcomes: {_said(twice)} occurs twice; compare one model with one at a time")

@@ -1,8 +1,10 @@
 """Thresholds: one rate under many pairs of them, so that nobody has to trust the usual one."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 
 from probes.errors import InputError
@@ -20,7 +22,9 @@ class ThresholdGrid:
     @property
     def spread(self) -> tuple[float, float]:
         """Smallest and largest rate of the grid, undefined ones (no answer is coherent enough) left out."""
-        return float(self.table["value"].min()), float(self.table["value"].max())
+        values = self.table["value"].to_numpy(dtype=float)
+        values = values[np.isfinite(values)]
+        return (float(values.min()), float(values.max())) if len(values) else (math.nan, math.nan)
 
     def figure(self):
         """Heat map of the rate: columns are the thresholds of alignment, rows those of coherence."""
