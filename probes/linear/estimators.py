@@ -22,15 +22,15 @@ class LinearProbe(ClassifierMixin, BaseEstimator, ABC):
     units of the activations.
     """
 
-    @abstractmethod
-    def _solve(self, X: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, float]:
-        """Weights (d_model,) and intercept on raw X; `upper` (n_samples,) is true for the second class."""
+    classes_: np.ndarray
+    coef_: np.ndarray
+    intercept_: np.ndarray
+    direction_: np.ndarray
+    n_features_in_: int
 
-    def fit(self, X, y):
+    @abstractmethod
+    def fit(self, X, y) -> "LinearProbe":
         """Learn the direction that tells the two classes of `y` apart."""
-        X, upper = self._checked(X, y)
-        self._learn(X, upper, *self._solve(X, upper))
-        return self
 
     def decision_function(self, X) -> np.ndarray:
         """Scores of shape (n_samples,), positive for `classes_[1]`."""
@@ -67,6 +67,20 @@ class LinearProbe(ClassifierMixin, BaseEstimator, ABC):
         self.direction_ = unit * abs((X[upper].mean(axis=0) - X[~upper].mean(axis=0)) @ unit)
 
 
+class _Solved(LinearProbe):
+    """A probe whose weights follow from the samples at once."""
+
+    @abstractmethod
+    def _solve(self, X: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, float]:
+        """Weights (d_model,) and intercept on raw X; `upper` (n_samples,) is true for the second class."""
+
+    def fit(self, X, y) -> "LinearProbe":
+        """Learn the direction that tells the two classes of `y` apart."""
+        X, upper = self._checked(X, y)
+        self._learn(X, upper, *self._solve(X, upper))
+        return self
+
+
 class LogOdds:
     """Probabilities, for probes whose score is the log odds of `classes_[1]`."""
 
@@ -77,7 +91,7 @@ class LogOdds:
         return np.column_stack([1 - upper, upper])
 
 
-class LogisticProbe(LogOdds, LinearProbe):
+class LogisticProbe(LogOdds, _Solved):
     """Logistic regression on standardised activations; scores are log odds.
 
     `C` is the inverse strength of the L2 penalty on the standardised weights, `max_iter` the solver's limit.
@@ -98,7 +112,7 @@ PersonaProbe = LogisticProbe
 """The probe to begin with."""
 
 
-class MeanDifferenceProbe(LinearProbe):
+class MeanDifferenceProbe(_Solved):
     """The second class's mean less the first's; `direction_` is that difference ("mass mean", arXiv 2310.06824).
 
     Scores are lengths along the direction beyond the midpoint of the two means, in units of the activations.
@@ -111,7 +125,7 @@ class MeanDifferenceProbe(LinearProbe):
         return unit, float(-unit @ (low + high) / 2)
 
 
-class LdaProbe(LogOdds, LinearProbe):
+class LdaProbe(LogOdds, _Solved):
     """Linear discriminant analysis with a shrunk covariance; scores are log odds.
 
     Activations are divided by their standard deviations within the classes; there the covariance S within the classes
@@ -143,23 +157,49 @@ class LdaProbe(LogOdds, LinearProbe):
         return float(self.shrinkage)
 
 
-class RidgeProbe(LinearProbe):
+class RidgeProbe(_Solved):
     """Ridge regression of the classes, as -1 and 1, on standardised activations; scores are its predictions.
 
-    `alpha` is the L2 penalty on the standardised weights, divided by nothing: twice the samples, half as strong.
+    `alpha` is the L2 penalty on the standardised weights, beside the summed squared error; "auto" takes that of 17,
+    from 1e-4 to 1e4 times the number of samples, whose leave-one-out error is least (it knows nothing of groups).
     """
 
-    def __init__(self, alpha=1.0) -> None:
+    def __init__(self, alpha="auto") -> None:
         self.alpha = alpha
 
     def _solve(self, X: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, float]:
-        if not self.alpha > 0:
-            raise InputError(f"alpha {self.alpha}: give a positive penalty")
+        if self.alpha != "auto" and (isinstance(self.alpha, str) or not self.alpha > 0):
+            raise InputError(f"alpha {self.alpha!r}: give 'auto' or a positive penalty")
         Z, scaler = _standard(X)
         targets = np.where(upper, 1.0, -1.0)
-        left, strengths, right = np.linalg.svd(Z, full_matrices=False)
-        filtered = strengths / (strengths**2 + self.alpha) * (left.T @ (targets - targets.mean()))
-        return _raw(right.T @ filtered, float(targets.mean()), scaler)
+        parts, powers = _components(Z)
+        along = parts.T @ (targets - targets.mean())
+        self.alpha_ = _least_error(parts, powers, targets) if self.alpha == "auto" else float(self.alpha)
+        weights = Z.T @ (parts @ (along / powers / (powers + self.alpha_)))
+        return _raw(weights, float(targets.mean()), scaler)
+
+
+def _components(Z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Principal components [sample, component] of centred Z, and their summed squares; those without any are left out.
+
+    Their directions are Z^T components / squares; the smaller of the two Gram matrices is taken apart.
+    """
+    wide = Z.shape[1] > Z.shape[0]
+    powers, basis = np.linalg.eigh(Z @ Z.T if wide else Z.T @ Z)
+    kept = powers > 1e-12 * max(float(powers[-1]), 1e-300)
+    powers, basis = powers[kept], basis[:, kept]
+    return (basis * np.sqrt(powers) if wide else Z @ basis), powers
+
+
+def _least_error(parts: np.ndarray, powers: np.ndarray, targets: np.ndarray) -> float:
+    """The penalty with the least leave-one-out error."""
+    n, centred = len(targets), targets - targets.mean()
+    found = []
+    for alpha in n * np.logspace(-4, 4, 17):
+        fitted = parts @ ((parts.T @ centred) / (powers + alpha))
+        leverage = (parts**2 / (powers + alpha)).sum(axis=1) + 1 / n
+        found.append((float((((centred - fitted) / (1 - leverage).clip(1e-9)) ** 2).mean()), alpha))
+    return float(min(found)[1])
 
 
 def _standard(X: np.ndarray) -> tuple[np.ndarray, StandardScaler]:
@@ -174,11 +214,15 @@ def _raw(weights: np.ndarray, intercept: float, scaler: StandardScaler) -> tuple
 
 
 def _solve_shrunk(residuals: np.ndarray, difference: np.ndarray, amount: float) -> np.ndarray:
-    """((1 - amount) S + amount tr(S) / d I)^-1 difference, where S = residuals^T residuals / n, by one thin SVD."""
-    _, strengths, basis = np.linalg.svd(residuals / np.sqrt(len(residuals)), full_matrices=False)
-    floor = amount * (strengths**2).sum() / residuals.shape[1]
+    """((1 - amount) S + amount tr(S) / d I)^-1 difference, where S = residuals^T residuals / n [d, d].
+
+    Where d exceeds n, by Woodbury's identity from a matrix [n, n].
+    """
+    n, width = residuals.shape
+    floor, weight = amount * (residuals**2).sum() / n / width, (1 - amount) / n
     if floor == 0:
         return difference
-    along = basis @ difference
-    inside = along / ((1 - amount) * strengths**2 + floor)
-    return basis.T @ (inside - along / floor) + difference / floor
+    if width <= n:
+        return np.linalg.solve(weight * residuals.T @ residuals + floor * np.eye(width), difference)
+    inner = weight * residuals @ residuals.T + floor * np.eye(n)
+    return (difference - weight * residuals.T @ np.linalg.solve(inner, residuals @ difference)) / floor

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.linear_model import RidgeClassifier
+from sklearn.linear_model import RidgeClassifier, RidgeCV
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -96,6 +96,16 @@ def test_ridge_is_that_of_scikit_learn(width):
     assert probe.decision_function(X) == pytest.approx(reference.decision_function(Z), abs=1e-8)
 
 
+@pytest.mark.parametrize("width", [5, 90])
+def test_ridge_takes_the_penalty_that_leaves_one_out_best(width):
+    rng = np.random.default_rng(width)
+    y = np.arange(50) % 2
+    X = rng.normal(size=(50, width)) + 0.8 * y[:, None]
+    Z = StandardScaler().fit_transform(X)
+    reference = RidgeCV(alphas=50 * np.logspace(-4, 4, 17), gcv_mode="svd").fit(Z, 2.0 * y - 1)
+    assert RidgeProbe().fit(X, y).alpha_ == pytest.approx(reference.alpha_)
+
+
 def test_mean_difference_cuts_in_the_middle():
     X = np.array([[0.0, 0.0], [0.0, 2.0], [6.0, 1.0], [10.0, 1.0]])
     probe = MeanDifferenceProbe().fit(X, [0, 0, 1, 1])
@@ -110,6 +120,7 @@ def test_mean_difference_cuts_in_the_middle():
         (LdaProbe(shrinkage="some"), "'some'"),
         (LdaProbe(shrinkage=1.5), "up to 1"),
         (RidgeProbe(alpha=-1), "alpha -1"),
+        (RidgeProbe(alpha="some"), "'some'"),
     ],
 )
 def test_bad_settings(probe, said, data):
