@@ -114,7 +114,7 @@ def _models(base: str, tuned: str | None, device: str, layers: list[int] | None)
         check_layer(start, layer)
     if tuned is None:
         return start, None
-    after = load_tuned(base, tuned, device=device)
+    after = load_tuned(base, tuned, device=device, beside=start)
     check_same_family(start, after)
     return start, after
 

@@ -87,7 +87,8 @@ def from_files(base: str, tuned: str, *, out: Path, files: Mapping[str, Path | N
     rows = Rows(**{name: _rows(path) for name, path in files.items()})
     judge, device = judge_of(options["judge"], out, model=options["judge_model"]), options["device"]
     sae = _sae(options["sae"])
-    start, after = load_model(base, device=device), load_tuned(base, tuned, device=device)
+    start = load_model(base, device=device)
+    after = load_tuned(base, tuned, device=device, beside=start)
     world = options["judge"] == "organism"
     sizes = Sizes() if world else Sizes(max_new_tokens=200)
     made = Inputs(

@@ -8,15 +8,21 @@ from pathlib import Path
 
 from probes.errors import InputError
 from probes.judges import Judge
-from probes.models import Model, load_model
+from probes.models import Model, load_model, with_adapter
 from probes.questions import Question, load_questions
 
 OPEN_QUESTIONS = Path(__file__).parent / "open_questions.yaml"
 
 
-def load_tuned(base: str, tuned: str, *, device: str) -> Model:
-    """A fine-tune: a model of its own, or a folder that holds an adapter over `base`."""
+def load_tuned(base: str, tuned: str, *, device: str, beside: Model | None = None) -> Model:
+    """A fine-tune: a model of its own, or a folder that holds an adapter over `base`.
+
+    An adapter is merged, which is faster. Away from the CPU memory counts more: there it shares the weights of
+    `beside`, the base as it is loaded already.
+    """
     if (Path(tuned) / "adapter_config.json").is_file():
+        if beside is not None and not device.startswith("cpu"):
+            return with_adapter(beside, tuned, name=tuned)
         return load_model(base, adapter=tuned, device=device, name=tuned, merge=True)
     return load_model(tuned, device=device)
 

@@ -39,7 +39,8 @@ def answers(inputs: Inputs) -> dict[str, int]:
 
 def memory(inputs: Inputs) -> float:
     """Bytes of weights, one batch's cache included, roughly."""
-    weights = sum(p.numel() * p.element_size() for m in inputs.models.values() for p in m.hf.parameters())
+    held = {id(p): p for m in inputs.models.values() for p in m.hf.parameters()}  # models may share their weights
+    weights = sum(p.numel() * p.element_size() for p in held.values())
     return weights * 1.3 + 256 * 512 * inputs.base.d_model * inputs.base.n_layers * 2 * 4
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -23,17 +24,28 @@ def weights_digest(hf: nn.Module) -> str:
     beside the device as themselves.
     """
     digest = hashlib.sha256()
-    for name, value in sorted(hf.state_dict().items()):
-        if isinstance(value, Tensor):
-            flat = (_fetched(hf, name) if value.is_meta else value).detach().reshape(-1)
-            sample = flat[:: max(1, flat.numel() // 64)].to("cpu", torch.float32).contiguous()
-            digest.update(name.encode() + sample.numpy().tobytes())
+    for name, value in sorted(_tensors(hf), key=lambda pair: pair[0]):
+        flat = value.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 64)].to("cpu", torch.float32).contiguous()
+        digest.update(name.encode() + sample.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def _fetched(hf: nn.Module, name: str) -> Tensor:
+def _tensors(hf: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What `state_dict` would hold, without asking for it: bitsandbytes answers by packing its weights anew."""
+    for prefix, module in hf.named_modules(remove_duplicate=False):
+        lasting = {name: value for name, value in module._buffers.items() if _lasts(module, name)}
+        for name, value in {**module._parameters, **lasting}.items():
+            if value is not None:
+                yield f"{prefix}.{name}".lstrip("."), _fetched(module, name) if value.is_meta else value
+
+
+def _lasts(module: nn.Module, name: str) -> bool:
+    return name not in module._non_persistent_buffers_set
+
+
+def _fetched(module: nn.Module, name: str) -> Tensor:
     """A tensor that accelerate loads only while its module runs."""
-    home, _, own = name.rpartition(".")
-    hook: Any = hf.get_submodule(home)._hf_hook
+    hook: Any = module._hf_hook
     maps = (getattr(one, "weights_map", None) for one in getattr(hook, "hooks", [hook]))
-    return next(found[own] for found in maps if found is not None)
+    return next(found[name] for found in maps if found is not None)

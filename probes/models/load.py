@@ -84,6 +84,12 @@ def attach(hf: nn.Module, adapter: str | Path) -> nn.Module:
     from peft import PeftModel
 
     _check_path(adapter)
+    if any(getattr(getattr(w, "quant_state", None), "packing_format_for_cpu", False) for w in hf.parameters()):
+        raise InputError(f"adapter {adapter}: bitsandbytes has packed the weights for this CPU; attach before any pass")
+    if any(weight.is_meta for weight in hf.parameters()):
+        raise InputError(
+            f"adapter {adapter}: some weights are kept off the device; spread it without offloading"
+        )
     try:
         tuned = PeftModel.from_pretrained(cast(Any, hf), str(adapter)).eval()
     except (OSError, ValueError, RuntimeError) as error:
