@@ -65,14 +65,17 @@ def sample(
     max_new_tokens: int = 60,
     batch_size: int = 256,
     operators: Sequence[Operator] = (),
+    progress: Progress = silent,
+    cache: str | Path | None = None,
 ) -> list[str]:
     """Let the model continue each conversation; return the texts in order, without special tokens.
 
     Sampling is pure (no top-k, top-p or penalties, whatever the model's generation configuration says). The n-th
     conversation draws from the n-th row of uniform numbers of `seed`, so batches do not matter but for rounding; the
-    global random state, the model's mode and its configuration stay as they were.
+    global random state, the model's mode and its configuration stay as they were. `cache` is as in `ask`.
     """
-    return _answers(model, conversations, Sampling(seed, temperature, max_new_tokens, batch_size), operators, silent)
+    settings = Sampling(seed, temperature, max_new_tokens, batch_size)
+    return _answers(model, conversations, settings, operators, progress, cache)
 
 
 def repeated(questions: Sequence[Question], n_samples: int | None) -> list[Question]:
@@ -139,7 +142,7 @@ def _answers(
     settings: Sampling,
     operators: Sequence[Operator],
     progress: Progress,
-    cache: str | Path | None = None,
+    cache: str | Path | None,
 ) -> list[str]:
     if isinstance(model, Endpoint):
         check_no_operators(operators)

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from persona_geometry.commands import demo, effect, export, organism, report, study, vector
+from persona_geometry.commands import ask, compare, demo, effect, export, organism, report, study, vector
 
 app = typer.Typer(
     name="persona-geometry",
@@ -20,6 +20,8 @@ app.command("report")(report.report)
 app.command("vector")(vector.vector)
 app.command("effect")(effect.effect)
 app.command("export")(export.export)
+app.command("ask")(ask.ask)
+app.command("compare")(compare.compare)
 app.add_typer(organism.app, name="organism")
 
 
