@@ -31,7 +31,7 @@ def auroc(scores: Any, labels: Any, *, groups: Any = None, folds: Any = None, se
     parts = codes(np.zeros(len(scores)) if folds is None else folds, len(scores), "folds")
     value = auroc_value(scores, upper, parts)
     draws = [_weighted(scores, upper, parts, weights[:, clusters]) for weights in resamples(clusters, seed)]
-    return Rate(value, *limits(value, np.concatenate(draws), clusters.max() + 1), len(scores))
+    return Rate(value, *limits(value, np.concatenate(draws), int(clusters.max()) + 1), len(scores))
 
 
 def auroc_value(scores: np.ndarray, upper: np.ndarray, folds: np.ndarray) -> float:
@@ -45,7 +45,7 @@ def mean_rate(values: Any, *, groups: Any = None, seed: int = 0) -> Rate:
     clusters = codes(np.arange(len(values)) if groups is None else groups, len(values), "groups")
     sums, counts = (np.bincount(clusters, weights=w) for w in (values, np.ones(len(values))))
     draws = [(weights @ sums) / (weights @ counts) for weights in resamples(clusters, seed)]
-    return Rate(float(values.mean()), *limits(values.mean(), np.concatenate(draws), len(sums)), len(values))
+    return Rate(float(values.mean()), *limits(float(values.mean()), np.concatenate(draws), len(sums)), len(values))
 
 
 def resamples(clusters: np.ndarray, seed: int) -> Iterator[np.ndarray]:
@@ -64,7 +64,7 @@ def limits(value: float, draws: np.ndarray, n_clusters: int) -> tuple[float, flo
     if np.ptp(finite) > 1e-12:
         return float(np.quantile(finite, 0.025)), float(np.quantile(finite, 0.975))
     slack = 1 - 0.025 ** (1 / n_clusters)
-    return max(0.0, float(value) - slack), min(1.0, float(value) + slack)
+    return max(0.0, value - slack), min(1.0, value + slack)
 
 
 def upper_class(labels: Any, n: int) -> np.ndarray:
