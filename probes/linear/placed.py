@@ -30,6 +30,7 @@ KINDS: dict[str, type[LinearProbe]] = {
     "calibrated": CalibratedProbe,
 }
 _TENSORS = ("coef", "intercept", "direction")
+_FACTS: dict[str, type] = {"layer": int, "site": str, "pool": str, "model": str, "template_hash": str, "meta": dict}
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +101,7 @@ def save_probe(probe: LayerProbe, folder: str | Path) -> Path:
     probe's classes or settings have no JSON form.
     """
     fitted = probe.probe
-    facts = {name: getattr(probe, name) for name in ("layer", "site", "pool", "model", "template_hash", "meta")}
+    facts = {name: getattr(probe, name) for name in _FACTS}
     card = {"format": FORMAT, "layer_means": "output site of the 0-based decoder block", **facts}
     classes = fitted.classes_.tolist()
     tensors = {name: np.ascontiguousarray(np.ravel(getattr(fitted, f"{name}_")), dtype=float) for name in _TENSORS}
@@ -118,25 +119,22 @@ def load_probe(folder: str | Path) -> LayerProbe:
     Raises InputError for files that are missing, damaged, or at odds with one another.
     """
     folder = Path(folder)
-    card = read_json(folder / CARD)
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        raise InputError(f"{folder / CARD}: not of the format {FORMAT}; write it with save_probe")
+    card = _card(folder / CARD)
     try:
         tensors = load_file(folder / WEIGHTS)
-        fitted = _made(card["estimator"], folder)
-        fitted.classes_ = np.asarray(card["classes"])
-        fitted.coef_, fitted.intercept_ = tensors["coef"][None], tensors["intercept"]
-        fitted.direction_, fitted.n_features_in_ = tensors["direction"], int(card["d_model"])
-        facts = {name: card[name] for name in ("layer", "site", "pool", "model", "template_hash", "meta")}
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder}: no readable probe ({str(error)[:120]}); write it with save_probe") from None
-    width = fitted.n_features_in_
-    shapes = [tensor.shape for tensor in (tensors["coef"], tensors["intercept"], tensors["direction"])]
-    if shapes != [(width,), (1,), (width,)] or not all(np.isfinite(tensors[name]).all() for name in _TENSORS):
-        raise InputError(
-            f"{folder / WEIGHTS}: shapes {shapes} for width {width}, or numbers not finite; write it again"
-        )
-    return LayerProbe(fitted, **facts)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{folder / WEIGHTS}: not readable ({str(error)[:120]}); write it with save_probe") from None
+    width = card["d_model"]
+    shapes = {name: tensors[name].shape for name in _TENSORS if name in tensors}
+    if shapes != {"coef": (width,), "intercept": (1,), "direction": (width,)}:
+        raise InputError(f"{folder / WEIGHTS}: holds {shapes}, the card says width {width}; write it again")
+    if not all(np.isfinite(tensors[name]).all() for name in _TENSORS):
+        raise InputError(f"{folder / WEIGHTS}: a number is not finite; write it again")
+    fitted = _made(card["estimator"], folder)
+    fitted.classes_, fitted.n_features_in_ = np.asarray(card["classes"]), width
+    fitted.coef_, fitted.intercept_ = tensors["coef"][None], tensors["intercept"]
+    fitted.direction_ = tensors["direction"]
+    return LayerProbe(fitted, **{name: card[name] for name in _FACTS})
 
 
 def estimator_named(name: str) -> LinearProbe:
@@ -144,6 +142,19 @@ def estimator_named(name: str) -> LinearProbe:
     if name not in KINDS:
         raise InputError(f"estimator {name!r}: use one of {', '.join(KINDS)}")
     return KINDS[name]()  # pyright: ignore[reportAbstractUsage]
+
+
+def _card(file: Path) -> dict[str, Any]:
+    """The card, once every entry is of its type."""
+    card = read_json(file)
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise InputError(f"{file}: not of the format {FORMAT}; write it with save_probe")
+    for name, kind in {**_FACTS, "d_model": int, "classes": list, "estimator": dict}.items():
+        if not isinstance(card.get(name), kind):
+            raise InputError(f"{file}: {name} is {str(card.get(name))[:40]!r}, no {kind.__name__}; write it again")
+    if card["site"] not in SITES or len(card["classes"]) != 2:
+        raise InputError(f"{file}: site {card['site']!r}, classes {str(card['classes'])[:60]}; write it again")
+    return card
 
 
 def _described(estimator: LinearProbe) -> dict[str, Any]:
@@ -158,9 +169,10 @@ def _described(estimator: LinearProbe) -> dict[str, Any]:
 
 
 def _made(described: Mapping[str, Any], place: Path) -> LinearProbe:
-    made = estimator_named(described["name"])
+    settings = described.get("settings")
+    made = estimator_named(str(described.get("name")))
     known = made.get_params(deep=False)
-    for key, value in described["settings"].items():
+    for key, value in (settings if isinstance(settings, dict) else {}).items():
         if key not in known:
             raise InputError(f"{place / CARD}: {described['name']} has no setting {key!r}; write it again")
         setattr(made, key, _made(value, place) if isinstance(value, dict) else value)
