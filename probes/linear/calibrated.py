@@ -31,7 +31,7 @@ class CalibratedProbe(LogOdds, LinearProbe):
         self.n_folds = n_folds
         self.seed = seed
 
-    def fit(self, X, y, groups=None) -> "LinearProbe":
+    def fit(self, X, y, groups=None):
         """Learn the direction and the scaling; `groups` (n_samples,) are conversations, questions or domains."""
         X, upper = self._checked(X, y)
         inner = self.estimator or LogisticProbe()

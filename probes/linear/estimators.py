@@ -74,7 +74,7 @@ class _Solved(LinearProbe):
     def _solve(self, X: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, float]:
         """Weights (d_model,) and intercept on raw X; `upper` (n_samples,) is true for the second class."""
 
-    def fit(self, X, y) -> "LinearProbe":
+    def fit(self, X, y):
         """Learn the direction that tells the two classes of `y` apart."""
         X, upper = self._checked(X, y)
         self._learn(X, upper, *self._solve(X, upper))
@@ -133,7 +133,7 @@ class LdaProbe(LogOdds, _Solved):
     (2004). Where d_model exceeds n_samples nothing of the size d_model^2 is made.
     """
 
-    def __init__(self, shrinkage="auto") -> None:
+    def __init__(self, shrinkage: float | int | str = "auto") -> None:
         self.shrinkage = shrinkage
 
     def _solve(self, X: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, float]:
@@ -164,7 +164,7 @@ class RidgeProbe(_Solved):
     from 1e-4 to 1e4 times the number of samples, whose leave-one-out error is least (it knows nothing of groups).
     """
 
-    def __init__(self, alpha="auto") -> None:
+    def __init__(self, alpha: float | int | str = "auto") -> None:
         self.alpha = alpha
 
     def _solve(self, X: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, float]:

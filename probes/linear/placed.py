@@ -18,7 +18,7 @@ from probes.linear.areas import upper_class
 from probes.linear.calibrated import CalibratedProbe
 from probes.linear.estimators import LdaProbe, LinearProbe, LogisticProbe, MeanDifferenceProbe, RidgeProbe
 from probes.linear.folds import fresh
-from probes.linear.sweep import samples
+from probes.linear.sweep import grouped, samples
 
 FORMAT = "persona-geometry/probe/1"
 WEIGHTS, CARD = "probe.safetensors", "probe.json"
@@ -38,7 +38,7 @@ class LayerProbe:
     """A fitted probe that reads the activations at one site of the 0-based block `layer`.
 
     `pool` says which tokens it was fitted to, `model` and `template_hash` whose; `meta` holds what else is known (how
-    many samples, which figures). The score is positive for `positive`, the upper class.
+    many samples, which figures, what the classes are called). The score is positive for the upper class, `positive`.
     """
 
     probe: LinearProbe
@@ -64,8 +64,8 @@ class LayerProbe:
 
     @property
     def positive(self) -> Any:
-        """The class that a positive score stands for."""
-        return self.probe.classes_[1].item()
+        """What a positive score stands for: `meta["positive"]`, or else the upper class."""
+        return self.meta.get("positive", self.probe.classes_[1].item())
 
     def scores(self, activations: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
         """Scores in float64 of activations of its site and block, positive for the upper class."""
@@ -83,12 +83,21 @@ def fit_probe(
     *,
     layer: int,
     estimator: LinearProbe | None = None,
+    groups: Any = None,
     model: str = "",
     meta: Mapping[str, Any] | None = None,
 ) -> LayerProbe:
-    """Fit `estimator` (a LogisticProbe by default) to all samples of one block, labels (n_samples,) of two classes."""
+    """Fit `estimator` (a LogisticProbe by default) to all samples of one block.
+
+    `labels` (n_samples,) are of two classes; `groups` (n_samples,), a conversation by default, are what a
+    CalibratedProbe keeps whole when it scales its scores. Raises InputError for a block that was not captured.
+    """
     upper_class(labels, len(activations))
-    probe = fresh(estimator or LogisticProbe()).fit(samples(activations, layer), np.asarray(labels))
+    probe, X = fresh(estimator or LogisticProbe()), samples(activations, layer)
+    if isinstance(probe, CalibratedProbe):
+        probe.fit(X, np.asarray(labels), groups=grouped(groups, activations.conversation_index.cpu().numpy()))
+    else:
+        probe.fit(X, np.asarray(labels))
     return LayerProbe(
         probe, layer, activations.site, activations.pool, model, activations.template_hash, dict(meta or {})
     )

@@ -86,7 +86,7 @@ def damaged(change):
         (lambda folder: (folder / "probe.safetensors").write_bytes(b"cos\nsystem\n"), "not readable"),
         (damaged(lambda card: card.pop("layer")), "layer is 'None', no int"),
         (damaged(lambda card: card.update(format="other/1")), "not of the format"),
-        (damaged(lambda card: card.update(d_model=13)), "for width 13"),
+        (damaged(lambda card: card.update(d_model=13)), "the card says width 13"),
         (damaged(lambda card: card.update(site="nowhere")), "nowhere"),
         (damaged(lambda card: card.update(estimator="logistic")), "no dict"),
         (damaged(lambda card: card.update(classes=["one"])), "classes"),
