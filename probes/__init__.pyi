@@ -1,6 +1,7 @@
 from .activations import Activations as Activations
 from .ask import ask as ask
 from .ask import sample as sample
+from .capture import Reading as Reading
 from .capture import capture as capture
 from .chunks import TokenScope as TokenScope
 from .conversations import Conversation as Conversation
@@ -16,6 +17,8 @@ from .conversations import render as render
 from .conversations import save_conversations as save_conversations
 from .conversations import template_hash as template_hash
 from .errors import InputError as InputError
+from .harvest import Workers as Workers
+from .harvest import harvest as harvest
 from .hooks import Operator as Operator
 from .hooks import capture_blocks as capture_blocks
 from .hooks import capture_sites as capture_sites

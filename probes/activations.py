@@ -74,6 +74,19 @@ def joined(parts: Sequence[Activations]) -> Activations:
     return whole if bool((order.diff() == 1).all()) else whole.select(order)
 
 
+def blank(like: Activations, samples: int) -> Activations:
+    """Room for `samples` samples of the same kind, to be filled by `put`."""
+    values = like.values.new_empty(len(like.layers), samples, like.values.shape[-1])
+    return _mapped(like, lambda part: part.new_empty(samples), values)
+
+
+def put(whole: Activations, part: Activations, places: Int[Tensor, " kept"]) -> None:
+    """Write the samples of `part` to these places of `whole`."""
+    whole.values[:, places] = part.values
+    for name in _singles(whole):
+        getattr(whole, name)[places] = getattr(part, name)
+
+
 def _singles(activations: Activations) -> list[str]:
     """Names of the tensors that have one entry a sample."""
     present = [name for name in TOKEN_PARTS if getattr(activations, name) is not None]

@@ -10,6 +10,7 @@ import torch
 from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from probes.activations import SITES, Activations, Pool, Site, joined
 from probes.chunks import (
@@ -61,17 +62,14 @@ class Reading:
 
     def kind(self, model: Model) -> dict[str, Any]:
         """What a store is told of the model and of what is read, as JSON."""
-        identity = {"name": model.name, "fingerprint": model.fingerprint, "weights": model.weights_digest}
+        identity = f"{model.name} (configuration {model.fingerprint}, weights {model.weights_digest})"
+        return {"model": identity, "d_model": model.d_model} | self.asked(model.tokenizer)
+
+    def asked(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """As `kind`, of what is known without the model."""
         pool, scope = _labels(self.pool)
-        return {
-            "model": identity,
-            "template_hash": template_hash(model.tokenizer),
-            "layers": list(self.layers),
-            "site": self.site,
-            "pool": pool,
-            "scope": scope,
-            "d_model": model.d_model,
-        }
+        known = {"layers": list(self.layers), "site": self.site, "pool": pool, "scope": scope}
+        return known | {"template_hash": template_hash(tokenizer)}
 
 
 def capture(
@@ -101,12 +99,12 @@ def capture(
     reading = Reading(tuple(layers), pool, site, batch_size, batch_tokens)
     for layer in layers:
         check_layer(model, layer)
-    tell = Told(_total(conversations), progress)
+    tell = Told(total_of(conversations), progress)
     if store is not None:
         with store.writer() as writer:
             _into(writer, model, conversations, reading, tell)
         return _nothing(model, reading)
-    whole = _checked(conversations, reading)
+    whole = checked(conversations, reading)
     rows = rows_of(model.tokenizer, enumerate(whole), scope_of(pool))
     pieces = [list(rows)] if isinstance(whole, Sequence) else chunks(rows, CHUNK)
     return joined([read_chunk(model, chunk, reading, tick=tell) for chunk in pieces])
@@ -190,7 +188,7 @@ def _into(
     writer: StoreWriter, model: Model, conversations: Conversations, reading: Reading, tell: Callable[[int], object]
 ) -> None:
     writer.begin(reading.kind(model))
-    wanted = unheld(_checked(conversations, reading), writer, tell)
+    wanted = unheld(checked(conversations, reading), writer, tell)
     for chunk in chunks(rows_of(model.tokenizer, wanted, scope_of(reading.pool)), writer.shard_tokens):
         read = read_chunk(model, chunk, reading, dtype=writer.dtype, tick=tell)
         writer.append(read, data=chunk_digest(row.digest for row in chunk))
@@ -222,8 +220,8 @@ def _labels(pool: Pool | TokenScope) -> tuple[Any, str]:
     return pool, ""
 
 
-def _checked(conversations: Conversations, reading: Reading) -> Iterable[Conversation]:
-    """Conversations as they come; of a sequence, what can be known to be wrong is said at once."""
+def checked(conversations: Conversations, reading: Reading) -> Iterable[Conversation]:
+    """The conversations, a file's as they come; of a sequence, what can be known to be wrong is said at once."""
     if isinstance(conversations, str | Path):
         return iter_conversations(conversations)
     if not isinstance(conversations, Sequence):
@@ -245,7 +243,8 @@ def _some(conversations: Iterable[Conversation]) -> Iterator[Conversation]:
         raise InputError("capture: no conversations given; give at least one")
 
 
-def _total(conversations: Conversations) -> int:
+def total_of(conversations: Conversations) -> int:
+    """How many conversations there are; 0 where only reading them all would tell."""
     if isinstance(conversations, str | Path):
         return count_rows(conversations)
     return len(conversations) if isinstance(conversations, Sequence) else 0

@@ -4,7 +4,20 @@ import sys
 
 import typer
 
-from persona_geometry.commands import ask, compare, demo, effect, export, organism, report, study, vector
+from persona_geometry.commands import (
+    ask,
+    capture,
+    compare,
+    demo,
+    effect,
+    export,
+    organism,
+    probe,
+    report,
+    study,
+    vector,
+    verify,
+)
 
 app = typer.Typer(
     name="persona-geometry",
@@ -20,8 +33,11 @@ app.command("report")(report.report)
 app.command("vector")(vector.vector)
 app.command("effect")(effect.effect)
 app.command("export")(export.export)
+app.command("verify")(verify.verify)
+app.command("capture")(capture.capture)
 app.command("ask")(ask.ask)
 app.command("compare")(compare.compare)
+app.command("probe")(probe.probe)
 app.add_typer(organism.app, name="organism")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ def settle() -> None:
     os.environ.setdefault("WANDB_MODE", "disabled")
     warnings.filterwarnings("ignore", module=r"(transformers|peft|transformer_lens|sae_lens|umap|numba|torch)\b")
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+    warnings.formatwarning = lambda message, *_, **__: f"persona-geometry: {message}\n"
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -72,6 +74,37 @@ class Stages:
             self.bar.advance(self.task)
         if not self.console.is_terminal and what != "begin":
             self.console.print(f"{stage}: {'from an earlier run' if what == 'read' else 'done'}", highlight=False)
+
+
+class Bar:
+    """Progress of one long job: a bar with the time left on a terminal, a line every tenth of the way elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.console: Console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self.task = self.bar.add_task("starting", total=None)
+        self.start, self.first, self.shown = 0.0, 0, 0
+
+    def __enter__(self) -> Bar:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def __call__(self, done: int, total: int, what: str, /) -> None:
+        """Show how far the job is; what an earlier run did is not counted in its speed."""
+        self.bar.update(self.task, completed=done, total=total or None, description=what)
+        self.start, self.first = (self.start, self.first) if self.start else (time.monotonic(), done)
+        if not self.console.is_terminal and total and 10 * done // total > self.shown:
+            self.shown = 10 * done // total
+            speed = (done - self.first) / max(1e-9, time.monotonic() - self.start)
+            left = f", {(total - done) / speed:.0f} s left" if speed and done < total else ""
+            self.console.print(f"{what}: {done} of {total}{left}", highlight=False)
 
 
 def summary(study: Study) -> None:

@@ -12,10 +12,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from probes.activations import Site
 from probes.errors import InputError
 from probes.models.blocks import find_blocks, unwrap
 from probes.models.lens import held_by
 from probes.models.model import Model
+from probes.sites import Point
 
 Quantisation = Literal["8bit", "4bit"]
 
@@ -30,15 +32,17 @@ def load_model(
     quantisation: Quantisation | None = None,
     name: str | None = None,
     blocks: str | None = None,
+    sites: Mapping[Site, Point] | None = None,
     merge: bool = False,
 ) -> Model:
     """Load a model: a hub id, a folder, a PEFT adapter over either (alone it names its base), or a live module.
 
     Args:
         source: A live module is used as and where it is, with its tokenizer (with `adapter`, a copy of it). It may be
-            TransformerLens's: of a `TransformerBridge` or `HookedTransformer` the hooks stay in force. A
-            `HookedTransformer` made with folded norms has a centred residual stream where its norms subtract the mean
-            (GPT-2, GPT-NeoX): vectors for it are not those for its source.
+            TransformerLens's: the hooks of a `TransformerBridge` or `HookedTransformer` stay in force, and edits act in
+            the bridge's own calls too (in the other's they do not). A `HookedTransformer` made with folded norms has a
+            centred residual stream where its norms subtract the mean (GPT-2, GPT-NeoX): vectors for it are not those
+            for its source.
         adapter: Folder or hub id of an adapter for `source`.
         tokenizer: Taken from `source` unless given.
         device: A device, or "auto" or a device map of accelerate's to spread the model over several.
@@ -46,6 +50,7 @@ def load_model(
         quantisation: Packs the weights with bitsandbytes: "8bit", or "4bit" (NF4).
         name: What results call the model.
         blocks: Name of the module list of the decoder blocks, where the architecture hides it.
+        sites: Modules inside a block at which its sites are, where running a block does not tell.
         merge: Add the adapter's change to the weights: the model runs a good deal faster, but the adapter cannot be
             switched off any more. Quantised weights stay as they are.
 
@@ -73,8 +78,8 @@ def load_model(
         hf = attach(hf, adapter)
         if merge and not getattr(unwrap(hf), "is_quantized", False):
             hf = cast(Any, hf).merge_and_unload()
-    tok = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else _load_tokenizer(tokenizer or source)
-    model = Model(hf, tok, name or (held.name if held else _name(source, adapter)), blocks)
+    tok = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else load_tokenizer(tokenizer or source)
+    model = Model(hf, tok, name or (held.name if held else _name(source, adapter)), blocks, sites or {})
     find_blocks(model.hf, blocks)
     return model
 
@@ -87,9 +92,7 @@ def attach(hf: nn.Module, adapter: str | Path) -> nn.Module:
     if any(getattr(getattr(w, "quant_state", None), "packing_format_for_cpu", False) for w in hf.parameters()):
         raise InputError(f"adapter {adapter}: bitsandbytes has packed the weights for this CPU; attach before any pass")
     if any(weight.is_meta for weight in hf.parameters()):
-        raise InputError(
-            f"adapter {adapter}: some weights are kept off the device; spread it without offloading"
-        )
+        raise InputError(f"adapter {adapter}: some weights are kept off the device; spread it without offloading")
     try:
         tuned = PeftModel.from_pretrained(cast(Any, hf), str(adapter)).eval()
     except (OSError, ValueError, RuntimeError) as error:
@@ -144,7 +147,8 @@ def _live(module: nn.Module, device: str | Mapping[str, Any], dtype: torch.dtype
     return copy.deepcopy(module) if copied else module
 
 
-def _load_tokenizer(source: str | Path | nn.Module) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: str | Path | nn.Module) -> PreTrainedTokenizerBase:
+    """Load a tokenizer alone, by hub id or folder. Raises InputError where it cannot be loaded, and for a module."""
     if isinstance(source, nn.Module):
         raise InputError(f"live {type(source).__name__} without tokenizer: give it as tokenizer=")
     try:

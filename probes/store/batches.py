@@ -1,20 +1,19 @@
 """One epoch over a store in batches, in order or shuffled, in memory that does not grow with the store."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from probes.activations import Activations, concatenated
+from probes.activations import Activations, blank, concatenated, put
 from probes.errors import InputError
 from probes.store.journal import Shard
-from probes.store.shards import Reader, opened
+from probes.store.shards import read_shard
 
 Where = Literal["all", "response", "prompt"]
-PIECE, OPEN_FILES = 256, 32
+PIECE = 256
 
 
 def shard_batches(
@@ -37,9 +36,7 @@ def shard_batches(
     if generator is not None:
         pieces = pieces[torch.randperm(len(pieces), generator=generator)]
     parts = (_where(part, where) for part in _read(folder, shards, kind, pieces, layers))
-    pools = _pools(parts, buffer if generator is not None else size)
-    if generator is not None:
-        pools = (pool.select(torch.randperm(len(pool), generator=generator)) for pool in pools)
+    pools = parts if generator is None else _pools(parts, buffer, generator)
     return _rebatched(pools, size)
 
 
@@ -55,16 +52,9 @@ def _pieces(shards: Sequence[Shard]) -> Tensor:
 def _read(
     folder: Path, shards: Sequence[Shard], kind: Mapping[str, Any], pieces: Tensor, layers: Sequence[int] | None
 ) -> Iterator[Activations]:
-    """The pieces, in their order, from at most `OPEN_FILES` mapped files at a time."""
-    with ExitStack() as everything:
-        files: dict[int, tuple[ExitStack, Reader]] = {}
-        for number, start, stop in pieces.tolist():
-            if number not in files:
-                if len(files) == OPEN_FILES:
-                    files.pop(next(iter(files)))[0].close()
-                stack = everything.enter_context(ExitStack())
-                files[number] = stack, stack.enter_context(opened(folder, shards[number]))
-            yield files[number][1](start, stop, kind, layers)
+    """The pieces, in their order."""
+    for number, start, stop in pieces.tolist():
+        yield read_shard(folder, shards[number], kind, layers=layers, piece=(start, stop))
 
 
 def _where(part: Activations, where: Where) -> Activations:
@@ -73,16 +63,27 @@ def _where(part: Activations, where: Where) -> Activations:
     return part.select(part.in_response if where == "response" else ~part.in_response)
 
 
-def _pools(parts: Iterator[Activations], size: int) -> Iterator[Activations]:
-    """Parts put together until they hold `size` samples or more."""
+def _pools(parts: Iterator[Activations], size: int, generator: torch.Generator) -> Iterator[Activations]:
+    """Parts put together until they hold `size` samples or more, their samples in a drawn order."""
     held: list[Activations] = []
+    count = 0
     for part in parts:
         held.append(part)
-        if sum(map(len, held)) >= size:
-            yield concatenated(held)
-            held = []
-    if held:
-        yield concatenated(held)
+        count += len(part)
+        if count >= size:
+            yield _shuffled(held, generator)
+            count = 0
+    if count:
+        yield _shuffled(held, generator)
+
+
+def _shuffled(held: list[Activations], generator: torch.Generator) -> Activations:
+    """The parts as one, every sample at a drawn place; `held` is emptied on the way, to need its memory only once."""
+    places = torch.randperm(sum(map(len, held)), generator=generator).split([len(part) for part in held])
+    whole = blank(held[0], sum(map(len, held)))
+    for place in places:
+        put(whole, held.pop(0), place)
+    return whole
 
 
 def _rebatched(pools: Iterator[Activations], size: int) -> Iterator[Activations]:
@@ -99,5 +100,6 @@ def _rebatched(pools: Iterator[Activations], size: int) -> Iterator[Activations]
             start += size
         if start < len(pool):
             rest = pool.select(torch.arange(start, len(pool)))
+        del pool  # before the next one is put together
     if rest is not None and len(rest):
         yield rest

@@ -60,7 +60,7 @@ def read_journal(folder: Path) -> list[Shard]:
     Raises InputError for a line that is not one of ours.
     """
     text = _whole_lines(folder / JOURNAL)
-    shards = [_parsed(line, f"{folder / JOURNAL}:{number}") for number, line in enumerate(text.splitlines(), 1)]
+    shards = [parsed(line, f"{folder / JOURNAL}:{number}") for number, line in enumerate(text.splitlines(), 1)]
     return sorted(shards, key=lambda shard: shard.order)
 
 
@@ -106,7 +106,8 @@ def _whole_lines(path: Path) -> str:
     return data[: data.rfind(b"\n") + 1].decode("utf-8", errors="replace")
 
 
-def _parsed(line: str, place: str) -> Shard:
+def parsed(line: str, place: str) -> Shard:
+    """A line of the journal as a shard. Raises InputError, which names `place`, where it is none."""
     try:
         told = json.loads(line)
         return Shard(**told | {"conversations": tuple((first, stop) for first, stop in told["conversations"])})

@@ -4,14 +4,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -67,39 +66,26 @@ def write_shard(folder: Path, activations: Activations, dtype: torch.dtype, *, d
 
 
 def read_shard(
-    folder: Path, shard: Shard, kind: Mapping[str, Any], *, layers: Sequence[int] | None = None
+    folder: Path,
+    shard: Shard,
+    kind: Mapping[str, Any],
+    *,
+    layers: Sequence[int] | None = None,
+    piece: tuple[int, int] | None = None,
 ) -> Activations:
-    """Read a shard whole, in the dtype that it has, of its blocks only `layers`. Raises InputError as `opened` does."""
-    with opened(folder, shard) as part:
-        return part(0, shard.rows, kind, layers)
+    """Read the samples [start, stop) of `piece` (default: all) and of the blocks `layers`, in the dtype they have.
 
-
-Reader = Callable[[int, int, Mapping[str, Any], Sequence[int] | None], Activations]
-
-
-@contextmanager
-def opened(folder: Path, shard: Shard) -> Iterator[Reader]:
-    """Give a function that reads samples start to stop of a mapped shard: only their bytes come from the disk.
-
-    Raises InputError that names the file where it is missing, has another size than the journal says, or does not hold
-    what it should.
+    Only their bytes come from the disk. Raises InputError that names the file where it is missing, has another size
+    than the journal says, or does not hold what it should.
     """
     path = folder / shard.file
     if why := _size_trouble(folder, shard):
         raise InputError(f"{path}: {why}; {CURE}")
     try:
-        file = safe_open(path, "pt")
-    except (SafetensorError, OSError) as error:
+        with safe_open(path, "pt") as file:
+            return _part(file, shard, *(piece or (0, shard.rows)), kind, layers)
+    except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: damaged ({error}); {CURE}") from None
-
-    def part(start: int, stop: int, kind: Mapping[str, Any], layers: Sequence[int] | None) -> Activations:
-        try:
-            return _part(file, shard, start, stop, kind, layers)
-        except (SafetensorError, OSError, KeyError) as error:
-            raise InputError(f"{path}: damaged ({error}); {CURE}") from None
-
-    with file:
-        yield part
 
 
 def damage_of(folder: Path, shard: Shard) -> Damage | None:
@@ -135,30 +121,19 @@ def _tensors(activations: Activations, dtype: torch.dtype) -> dict[str, Tensor]:
 def _part(
     file: Any, shard: Shard, start: int, stop: int, kind: Mapping[str, Any], layers: Sequence[int] | None
 ) -> Activations:
-    chosen = tuple(kind["layers"] if layers is None else layers)
-    values = _values(file, shard, start, stop, chosen)
-    names = [name for name in TOKEN_PARTS if name in file.keys()]  # noqa: SIM118 - a safetensors file is no mapping
-    singles = {name: file.get_slice(name)[start:stop] for name in names}
-    return Activations(
-        values,
-        chosen,
-        kind["pool"],
-        kind["template_hash"],
-        file.get_slice("conversation")[start:stop],
-        **singles,
-        site=kind["site"],
-        scope=kind["scope"],
-    )
+    def rows(name: str) -> Tensor:
+        part = file.get_slice(name)
+        if part.get_shape()[0] != shard.rows:
+            raise ValueError(f"{part.get_shape()[0]} rows of {name} where the journal says {shard.rows}")
+        return part[start:stop]
 
-
-def _values(
-    file: Any, shard: Shard, start: int, stop: int, layers: tuple[int, ...]
-) -> Float[Tensor, "layer sample d_model"]:
-    slices = [file.get_slice(f"block.{layer}") for layer in layers]
-    rows = {slice_.get_shape()[0] for slice_ in slices}
-    if rows != {shard.rows}:
-        raise KeyError(f"{sorted(rows)} rows where the journal says {shard.rows}")
-    return torch.stack([slice_[start:stop] for slice_ in slices])
+    chosen, held = tuple(kind["layers"] if layers is None else layers), set(file.keys())
+    values = torch.stack([rows(f"block.{layer}") for layer in chosen])
+    # Copied: a slice keeps the whole file mapped while it lives, and its pages count as memory.
+    singles: dict[str, Any] = {name: rows(name).clone() for name in TOKEN_PARTS if name in held}
+    labels = {name: kind[name] for name in ("site", "scope")}
+    index = rows("conversation").clone()
+    return Activations(values, chosen, kind["pool"], kind["template_hash"], index, **singles, **labels)
 
 
 def _size_trouble(folder: Path, shard: Shard) -> str:

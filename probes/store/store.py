@@ -161,7 +161,7 @@ class ActivationStore:
         Only the wanted samples of the blocks `layers` are read, from mapped files; `where` keeps the tokens of the
         response or of the prompt. With `shuffle`, pieces of 256 neighbouring samples are drawn in an order that
         `generator` decides, from all shards, into a buffer of at least `buffer` samples, which is shuffled whole:
-        memory holds that buffer (in the store's dtype) and one batch. Same generator state, same batches. Raises
+        memory holds twice that buffer (in the store's dtype) and one batch. Same generator state, same batches. Raises
         InputError for `shuffle` without a generator and as `iter_shards` does.
         """
         sound = list(self._sound(self.shards, layers, skip_damaged))

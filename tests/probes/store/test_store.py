@@ -56,7 +56,7 @@ def test_dtypes(made, tmp_path, dtype):
 
 def test_a_number_too_large_for_float16(made, tmp_path):
     store, part = ActivationStore.create(tmp_path / "store", dtype=torch.float16), made(0, 3)
-    with pytest.raises(InputError, match="does not fit into torch.float16"):
+    with pytest.raises(InputError, match=r"does not fit into torch\.float16"):
         store.append(replace(part, values=part.values * 1e5))
     assert len(store) == 0
 
@@ -116,7 +116,7 @@ def test_bad_arguments(filled, made, tmp_path):
         ActivationStore.create(store.path)
     with pytest.raises(InputError, match="no activation store"):
         ActivationStore.open(tmp_path)
-    with pytest.raises(InputError, match="dtype torch.int8"):
+    with pytest.raises(InputError, match=r"dtype torch\.int8"):
         ActivationStore.create(tmp_path / "other", dtype=torch.int8)
     with pytest.raises(InputError, match="shard_tokens 0"):
         ActivationStore.create(tmp_path / "other", shard_tokens=0)
@@ -185,12 +185,12 @@ def test_reading_while_another_process_writes(made, tmp_path, forked):
 
 
 def test_opening_and_appending_do_not_grow_with_the_square_of_the_shards(made, tmp_path):
-    """The bytes written beside the shards are a line each: 400 shards cost what twice 200 do."""
+    """What is written beside a shard is one line, however many there are."""
     store, sizes = ActivationStore.create(tmp_path / "store"), []
     with store.writer() as writer:
-        for first in range(400):
+        for first in range(80):
             writer.append(made(first, first + 1, width=1))
             sizes.append((store.path / "shards.jsonl").stat().st_size)
     lines = torch.tensor(sizes).diff()
     assert lines.max() - lines.min() < 10 and (store.path / "manifest.json").stat().st_size < 1000
-    assert len(store.shards) == 400
+    assert len(store.shards) == 80
