@@ -99,4 +99,5 @@ from .store import StoreWriter as StoreWriter
 from .subjects import Connection as Connection
 from .subjects import Endpoint as Endpoint
 from .verify import Check as Check
+from .verify import activations_of as activations_of
 from .verify import self_test as self_test

@@ -1,7 +1,6 @@
 """Checks of tokens and masks, and the masks made visible as stretches of text."""
 
-from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -21,13 +20,15 @@ class Segment(NamedTuple):
 
 def segments(tokenizer: PreTrainedTokenizerBase, rendered: Rendered, row: int) -> list[Segment]:
     """One rendered conversation as stretches of like tokens, decoded; padding is left out."""
-    real = [i for i, there in enumerate(rendered.attention_mask[row].tolist()) if there]
-
-    def kind(pos: int) -> Kind:
-        return _kind(rendered, row, pos)
-
-    runs: list[tuple[Kind, list[int]]] = [(key, list(places)) for key, places in groupby(real, kind)]
-    return [Segment(key, str(tokenizer.decode(rendered.input_ids[row][places]))) for key, places in runs]
+    real = rendered.attention_mask[row].nonzero()[:, 0].tolist()
+    found, before = list[Segment](), ""
+    for start, pos in enumerate(real):
+        kind, text = _kind(rendered, row, pos), str(tokenizer.decode(rendered.input_ids[row][real[: start + 1]]))
+        if not found or found[-1].kind != kind:
+            before = before if not found else before + found[-1].text
+            found.append(Segment(kind, ""))
+        found[-1] = Segment(kind, text[len(before) :])
+    return found
 
 
 def _kind(rendered: Rendered, row: int, pos: int) -> Kind:
@@ -45,14 +46,16 @@ def doubled_starts(bench: Bench) -> float:
 
 
 def changed_answers(bench: Bench) -> float:
-    """Conversations whose answer's tokens spell something else than the answer."""
-    tokenizer, wrong = bench.model.tokenizer, 0
+    """Conversations whose answer's tokens, with the thought or without, spell something else than the answer."""
+    tokenizer, rendered, wrong = bench.model.tokenizer, bench.rendered, 0
+    closing = (reasoning_markers(tokenizer) or ("", "\0"))[1]
     for i, row in enumerate(bench.rows):
         if row.answer is not None:
-            plain = tokenizer(row.answer, add_special_tokens=False)["input_ids"]
-            parts = [bench.rendered.input_ids[i][mask[i]] for mask in (bench.rendered.response, bench.rendered.answer)]
-            said = {str(tokenizer.decode(part, skip_special_tokens=True)).strip() for part in parts}
-            wrong += not said & {row.answer.strip(), str(tokenizer.decode(plain)).strip()}
+            parts = [rendered.input_ids[i][mask[i]] for mask in (rendered.response, rendered.answer)]
+            spoken = row.answer.rpartition(closing)[2]
+            plain = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (row.answer, spoken)]
+            said, meant = ({_spelt(tokenizer, ids) for ids in each} for each in (parts, plain))
+            wrong += not said & {row.answer.strip(), spoken.strip(), *meant}
     return float(wrong)
 
 
@@ -67,6 +70,10 @@ def changed_prompts(bench: Bench) -> float:
         prompt = ids[bench.rendered.prompt[i]].tolist()
         wrong += prompt not in (started[i], _rows(asked)[i])
     return float(wrong)
+
+
+def _spelt(tokenizer: PreTrainedTokenizerBase, ids: Any) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
 def _rows(rendered: Rendered) -> list[list[int]]:
