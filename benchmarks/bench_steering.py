@@ -14,16 +14,12 @@ the rounds, its interval a bootstrap over them (95 %). No answer ends early: the
 import argparse
 import copy
 import importlib
-import importlib.metadata
-import resource
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -31,24 +27,18 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import common  # noqa: E402
 from benchmarks.common import finish, interleaved, options, rounds_of  # noqa: E402
+from benchmarks.llama import END, FRAME, PAD, SPECIAL, Llama, random_llama  # noqa: E402
 
-SPECIAL = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>")
-PAD, END = 0, 1
-TEMPLATE = "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}<|assistant|>"
-FRAME = 2  # tokens that the template writes around a prompt's words
-PACKAGES = ("numpy", "torch", "transformers", "repeng", "steering-vectors", "nnsight", "transformer-lens")
 Run = Callable[[], Any]
 
 
 @dataclass(frozen=True)
-class Size:
+class Size(Llama):
     """How large the model and its job are, and the block whose output is steered."""
 
-    width: int = 768
-    depth: int = 12
     block: int = 6
-    vocabulary: int = 10_240
     batch: int = 8
     prompt: int = 32
     new: int = 64
@@ -65,27 +55,7 @@ class Job:
 
     @cached_property
     def model(self) -> Any:
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        from probes.models import Model
-
-        size = self.size
-        config = LlamaConfig(
-            vocab_size=size.vocabulary,
-            hidden_size=size.width,
-            intermediate_size=size.width * 8 // 3,
-            num_hidden_layers=size.depth,
-            num_attention_heads=size.width // 64,
-            max_position_embeddings=size.prompt + size.new,
-            initializer_range=0.05,
-            bos_token_id=None,
-            eos_token_id=END,
-            pad_token_id=PAD,
-        )
-        torch.manual_seed(0)
-        hf = LlamaForCausalLM(config).eval()
-        hf.lm_head.weight.data[: len(SPECIAL)] = 0  # a logit of 0 is never the largest of thousands
-        return Model(hf, words_tokenizer(size.vocabulary), "random Llama")
+        return random_llama(self.size, self.size.prompt + self.size.new)
 
     @cached_property
     def conversations(self) -> list[Any]:
@@ -115,24 +85,6 @@ class Job:
         return self.model.tokenizer.batch_decode(ids[:, self.size.prompt :], skip_special_tokens=True)
 
 
-def words_tokenizer(vocabulary: int) -> Any:
-    """A token for every word w4, w5, ..., and a template that frames a prompt."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    names = [*SPECIAL, *(f"w{i}" for i in range(len(SPECIAL), vocabulary))]
-    words = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<|pad|>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    pad, end, *roles = SPECIAL
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        pad_token=pad,
-        eos_token=end,
-        extra_special_tokens=roles,
-        chat_template=TEMPLATE,
-    )
-
-
 def ours(job: Job, *, steered: bool = True) -> Run:
     from geometry.steering.operators import Add
     from geometry.steering.vectors import PersonaVector
@@ -158,8 +110,7 @@ def by_hook(job: Job) -> Run:
 
 
 def with_repeng(job: Job) -> Run:
-    with patch.object(np, "float_", np.float64, create=True):  # repeng 0.4 asks for what numpy 2 has dropped
-        repeng: Any = importlib.import_module("repeng")
+    repeng = common.import_repeng("repeng")
     model = repeng.ControlModel(copy.deepcopy(job.model.hf), [job.size.block])
     model.set_control(repeng.ControlVector("llama", {job.size.block: job.step.numpy()}), 1.0)
     return lambda: model.generate(**job.inputs)
@@ -216,12 +167,7 @@ CONTENDERS: dict[str, Callable[[Job], Run]] = {
 
 def prepared(job: Job) -> tuple[dict[str, Run], dict[str, str]]:
     """Those that can run here, after proof that they write the same, and why the others cannot."""
-    runs, absent = {}, {}
-    for name, build in CONTENDERS.items():
-        try:
-            runs[name] = build(job)
-        except ImportError as error:
-            absent[name] = f"not installed ({error})"
+    runs, absent = common.built(CONTENDERS, job)
     plain, steered = job.words(runs["limit"]()), job.words(by_hook(job)())
     assert all(len(text.split()) == job.size.new for text in [*plain, *steered]), "an answer ended early"
     assert not set(plain) & set(steered), "the vector changed nothing"
@@ -235,22 +181,7 @@ def prepared(job: Job) -> tuple[dict[str, Run], dict[str, str]]:
 def compared(seconds: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
     """Median ratios of speed with their intervals, and median seconds; an absent peer's ratio is null."""
     pairs = {f"ours_over_{name}": ("ours", name) for name in CONTENDERS if name not in ("ours", "unsteered")}
-    pairs["unsteered_over_limit"] = ("unsteered", "limit")
-    ratios: dict[str, Any] = dict.fromkeys(pairs)
-    intervals: dict[str, Any] = dict.fromkeys(pairs)
-    for name, (mine, theirs) in pairs.items():
-        if theirs in seconds:
-            speeds = np.divide(seconds[theirs], seconds[mine])
-            drawn = np.random.default_rng(0).integers(len(speeds), size=(10_000, len(speeds)))
-            intervals[name] = np.quantile(np.median(speeds[drawn], axis=1), (0.025, 0.975)).tolist()
-            ratios[name] = float(np.median(speeds))
-    return {"ratios": ratios, "intervals": intervals, "seconds": {k: float(np.median(v)) for k, v in seconds.items()}}
-
-
-def peak_mb(flags: list[str], who: str) -> float:
-    """Peak memory of a fresh process that makes the model and runs one contender, libraries included."""
-    command = [sys.executable, __file__, *flags, "--peak", who]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return common.ratios(seconds, pairs | {"unsteered_over_limit": ("unsteered", "limit")})
 
 
 def main() -> None:
@@ -262,15 +193,15 @@ def main() -> None:
     job = Job(QUICK if args.quick else Size())
     if args.peak:
         CONTENDERS[args.peak](job)()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(common.own_peak_mb())
         return
     flags = ["--threads", str(args.threads), *(["--quick"] if args.quick else [])]
-    peaks = {"peak_mb": peak_mb(flags, "ours"), "limit_peak_mb": peak_mb(flags, "limit")}
+    names = {"peak_mb": "ours", "limit_peak_mb": "limit"}
+    peaks = {name: common.child(__file__, *flags, "--peak", who) for name, who in names.items()}
     runs, absent = prepared(job)
     figures: dict[str, Any] = compared(interleaved(runs, rounds_of(args))) | peaks | {"absent": absent}
     figures |= {"parameters": sum(p.numel() for p in job.model.hf.parameters()), "size": vars(job.size)}
-    known = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
-    figures |= {"versions": {name: known[name] for name in PACKAGES if name in known}}
+    figures |= {"versions": common.versions()}
     finish(figures, args)
 
 

@@ -1,14 +1,23 @@
 """What every benchmark shares: its options, interleaved rounds, and how figures leave it."""
 
 import argparse
+import importlib
+import importlib.metadata
 import json
 import platform
+import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import torch
+
+PACKAGES = ("numpy", "torch", "transformers", "repeng", "steering-vectors", "nnsight", "transformer-lens")
 
 
 def options(doc: str | None) -> argparse.ArgumentParser:
@@ -26,6 +35,23 @@ def rounds_of(args: argparse.Namespace) -> int:
     return args.rounds or (3 if args.quick else 7)
 
 
+def import_repeng(module: str) -> Any:
+    """A module of repeng, whose version 0.4 asks for what numpy 2 has dropped."""
+    with patch.object(np, "float_", np.float64, create=True):
+        return importlib.import_module(module)
+
+
+def built(contenders: Mapping[str, Callable[..., Any]], job: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """The contenders that can run here, made ready for `job`, and why the others cannot."""
+    runs, absent = {}, {}
+    for name, build in contenders.items():
+        try:
+            runs[name] = build(job)
+        except ImportError as error:
+            absent[name] = f"not installed ({error})"
+    return runs, absent
+
+
 def interleaved(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each contender, one after the other in every round."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -35,6 +61,37 @@ def interleaved(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str,
             run()
             seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def ratios(seconds: Mapping[str, list[float]], pairs: Mapping[str, tuple[str, str]]) -> dict[str, dict[str, Any]]:
+    """Median ratios of speed, round by round, with their intervals (a bootstrap over the rounds, 95 %), and median
+    seconds; the ratio of a pair of which one is absent is null."""
+    medians: dict[str, Any] = dict.fromkeys(pairs)
+    intervals: dict[str, Any] = dict.fromkeys(pairs)
+    for name, (mine, theirs) in pairs.items():
+        if mine in seconds and theirs in seconds:
+            speeds = np.divide(seconds[theirs], seconds[mine])
+            drawn = np.random.default_rng(0).integers(len(speeds), size=(10_000, len(speeds)))
+            intervals[name] = np.quantile(np.median(speeds[drawn], axis=1), (0.025, 0.975)).tolist()
+            medians[name] = float(np.median(speeds))
+    return {"ratios": medians, "intervals": intervals, "seconds": {k: float(np.median(v)) for k, v in seconds.items()}}
+
+
+def own_peak_mb() -> float:
+    """Peak memory of this process so far, libraries included."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def child(script: str, *flags: str) -> float:
+    """The number that a fresh process of a script prints, with the flags given."""
+    done = subprocess.run([sys.executable, script, *flags], check=True, capture_output=True, text=True)
+    return float(done.stdout)
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that are compared."""
+    known = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    return {name: known[name] for name in PACKAGES if name in known}
 
 
 def finish(figures: dict[str, Any], args: argparse.Namespace) -> None:

@@ -224,17 +224,18 @@ def test_half_precision_leaves_the_other_tokens_alone(family, name, site):
     model = family(name)
     model.hf.to(torch.bfloat16)
     rendered = rows(model)
-    plain = capture_sites(model, rendered, [(1, site), (1, "resid_post")])
+    wanted = [(1, site), (1, "attn_out"), (1, "resid_post")]
+    plain = capture_sites(model, rendered, wanted)
     with intervene(model, Change(lambda x: x.float() * 0.7 + STEP, site, positions="response")):
-        steered = capture_sites(model, rendered, [(1, site), (1, "resid_post")])
+        steered = capture_sites(model, rendered, wanted)
     edited = rendered.response | rendered.last_prompt
     others = rendered.attention_mask.bool() & ~edited
     for key, value in plain.items():
         assert steered[key].dtype == torch.bfloat16
         assert torch.equal(steered[key][others].view(torch.int16), value[others].view(torch.int16))
-        assert (steered[key][edited] != value[edited]).any(-1).all()
-    wanted = (plain[1, site].float() * 0.7 + STEP).bfloat16()[edited].float()
-    error = (steered[1, site][edited].float() - wanted).abs()
+        assert key[1] == "attn_out" or (steered[key][edited] != value[edited]).any(-1).all()
+    wide = (plain[1, site].float() * 0.7 + STEP).bfloat16()[edited].float()
+    error = (steered[1, site][edited].float() - wide).abs()
     assert float(error.max()) <= (0.02 * float(plain[1, site].abs().max()) if site == "resid_mid" else 0)
 
 
@@ -248,6 +249,16 @@ def test_nested_contexts_end_one_by_one(tiny_model):
             raise RuntimeError("stop")
         assert torch.equal(capture_blocks(tiny_model, rendered, (3,)), once)
     assert torch.equal(capture_blocks(tiny_model, rendered, (3,)), plain) and registered(tiny_model) == before
+
+
+def test_sites_are_edited_in_the_order_of_the_pass(tiny_model):
+    """Whatever order the operators are given in: what attention adds is edited before the sum is."""
+    rendered = rows(tiny_model)
+    fixed = Change(lambda x: STEP.expand_as(x), "resid_mid")
+    for operators in ((fixed, push("attn_out")), (push("attn_out"), fixed)):
+        with intervene(tiny_model, *operators):
+            found = capture_blocks(tiny_model, rendered, (1,), site="resid_mid")[0]
+        assert torch.allclose(found[rendered.attention_mask.bool()], STEP, atol=1e-5)
 
 
 @pytest.mark.parametrize("context", ["the edit", "the entry", "the pass"])
@@ -294,10 +305,9 @@ def test_a_mask_of_queries_by_keys_tells_padding(tiny_model, forced):
     square = real[:, None, None, :] & torch.ones(n_pos, n_pos, dtype=torch.bool).tril()
     masks = {"bool": square, "float": torch.where(square, 0.0, torch.finfo(torch.float32).min)}
     for mask in masks.values():
-        operator = push(positions="last_prompt")
+        operator = push(positions="prompt")
         with intervene(tiny_model, operator), teacher_forced(rendered) if forced else nullcontext():
             tiny_model.hf(rendered.input_ids, attention_mask=mask, position_ids=rendered.position_ids)
-        wanted = rendered.last_prompt if forced else real & (torch.arange(n_pos) == n_pos - 1)
-        assert operator.seen[0].equal(wanted)
+        assert not real.all() and operator.seen[0].equal(rendered.prompt if forced else real)
     with pytest.raises(InputError, match=r"\[batch, pos\] mask"), intervene(tiny_model, push()):
         tiny_model.hf(rendered.input_ids, attention_mask=square[:, 0])
