@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from probes import Conversation, Model, load_model
+from tests.probes.families import randomise
 
 # Threads gain nothing on models this small, and cost much on a busy machine.
 torch.set_num_threads(1)
@@ -100,10 +101,7 @@ def tiny_adapter(tiny_folder: Path) -> Path:
 
     model = load_model(tiny_folder)
     tuned = get_peft_model(model.hf, LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"]))
-    generator = torch.Generator().manual_seed(1)
-    for name, value in tuned.named_parameters():
-        if "lora_" in name:
-            value.data = torch.randn(value.shape, generator=generator) * 0.2
+    randomise(tuned)
     folder = tiny_folder.parent / "adapter"
     tuned.save_pretrained(str(folder))
     return folder

@@ -82,9 +82,9 @@ def bridge_of(model: "Model") -> "TransformerBridge":
 class HookedCausalLM(PreTrainedModel, GenerationMixin):
     """A `HookedTransformer` with the inputs and outputs of a `transformers` model; the weights stay where they are.
 
-    Its hooks stay in force. If TransformerLens has folded the norms into the weights, a model whose norms subtract
-    the mean (GPT-2, GPT-NeoX) has centred weights: its residual stream lacks the mean over d_model that the
-    `transformers` model has, and vectors of one are not those of the other.
+    Its hooks stay in force; `intervene` acts on what runs through this module. If TransformerLens has folded the norms
+    into the weights, a model whose norms subtract the mean (GPT-2, GPT-NeoX) has centred weights: its residual stream
+    lacks the mean over d_model that the `transformers` model has, and vectors of one are not those of the other.
     """
 
     config_class = PreTrainedConfig

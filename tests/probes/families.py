@@ -46,3 +46,34 @@ def build_family(family: str, tokenizer: PreTrainedTokenizerBase, seed: int = 0,
             if parameter.ndim == 1:
                 parameter.data += 0.1 * torch.randn_like(parameter)
     return model
+
+
+#: What a LoRA adapter changes in each family; joint queries, keys and values where the family has them.
+TARGETS = {
+    "gpt2": ["c_attn", "c_proj"],
+    "gpt_neox": ["query_key_value", "dense_4h_to_h"],
+    "phi3": ["qkv_proj", "down_proj"],
+    "mixtral": ["q_proj", "v_proj", "o_proj"],
+    "qwen2_moe": ["q_proj", "v_proj", "o_proj"],
+}
+
+
+def build_adapted(family: str, tokenizer: PreTrainedTokenizerBase, **lora: Any) -> Any:
+    """A PEFT model over a random model of `family`: LoRA (rank 2 unless said otherwise) with random weights."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        **{"r": 2, "lora_alpha": 4, "target_modules": TARGETS.get(family, ["q_proj", "v_proj", "down_proj"])} | lora,
+        fan_in_fan_out=family == "gpt2",
+    )
+    adapted = get_peft_model(build_family(family, tokenizer), config)
+    randomise(adapted)
+    return adapted.eval()
+
+
+def randomise(adapted: Any, size: float = 0.2) -> None:
+    """Give every LoRA matrix random weights of standard deviation `size`: one side of them starts at zero."""
+    generator = torch.Generator().manual_seed(1)
+    for name, value in adapted.named_parameters():
+        if "lora_" in name:
+            value.data = torch.randn(value.shape, generator=generator) * size

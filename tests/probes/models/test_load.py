@@ -1,14 +1,28 @@
 """Loading models, finding blocks, and what a loaded model promises."""
 
 import copy
+import hashlib
+import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from probes import Conversation, InputError, check_layer, check_same_family, find_blocks, load_model
+from probes import (
+    InputError,
+    Rendered,
+    capture_blocks,
+    check_layer,
+    check_same_family,
+    find_blocks,
+    hook_name,
+    load_model,
+)
 from probes.models import evaluating
+
+STORIES = Path(os.environ.get("PERSONA_GEOMETRY_ASSETS", "/nowhere")) / "models" / "stories260K"
 
 
 def state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -98,15 +112,11 @@ def test_blocks_may_be_named(tiny_model, tiny_tokenizer):
         load_model(hf, tokenizer=tiny_tokenizer)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral"])
-def test_blocks_are_found_in_every_family(family):
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
-    sizes |= {"vocab_size": 64, "num_key_value_heads": 2, "head_dim": 8}
-    sizes = {"n_embd": 16, "n_layer": 3, "n_head": 2, "vocab_size": 64} if family == "gpt2" else sizes
-    hf = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes))
-    assert len(find_blocks(hf)) == 3
+def test_lists_of_experts_are_no_blocks(tiny_model):
+    hf = copy.deepcopy(tiny_model.hf)
+    for block in hf.model.layers:
+        block.mlp.experts = nn.ModuleList(nn.Linear(2, 2) for _ in range(4))  # as many as there are blocks
+    assert find_blocks(hf) is hf.model.layers
 
 
 @pytest.mark.parametrize("layer", [-1, 4])
@@ -144,22 +154,59 @@ def test_chat_is_reproducible(tiny_model):
     assert first != tiny_model.chat("Who are you?", system="Be brief.", max_new_tokens=6, seed=2)
 
 
-def test_bridge_is_a_copy_that_agrees(tiny_tuned):
-    from probes import render
-
-    before = state(tiny_tuned.hf)
-    bridge = tiny_tuned.bridge()
-    rendered = render(
-        tiny_tuned.tokenizer, [Conversation.of("Hi?", "Ho."), Conversation.of("How are you today?", "Well.")]
-    )
-    inputs = {"attention_mask": rendered.attention_mask}
+def test_an_adapter_alone_names_its_base(tiny_tuned, tiny_adapter, tmp_path):
+    ids = torch.arange(12).reshape(2, 6)
+    model = load_model(tiny_adapter)
+    assert model.name == tiny_tuned.name and model.weights_digest == tiny_tuned.weights_digest
     with torch.no_grad():
-        ours = tiny_tuned.hf(rendered.input_ids, position_ids=rendered.position_ids, **inputs).logits
-        theirs = bridge(rendered.input_ids, **inputs)
-    real = rendered.attention_mask.bool()
-    assert torch.allclose(ours[real], theirs[real], atol=1e-4)
-    after = tiny_tuned.hf.state_dict()
-    assert before.keys() == after.keys() and all(torch.equal(value, after[name]) for name, value in before.items())
+        assert torch.equal(model.hf(ids).logits, tiny_tuned.hf(ids).logits)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(InputError, match="does not name its base"):
+        load_model(tmp_path)
+
+
+def test_the_digest_samples_what_the_state_holds(tiny_model, tiny_tuned):
+    for model in (tiny_model, tiny_tuned):
+        digest = hashlib.sha256()
+        for name, value in sorted(model.hf.state_dict().items()):
+            sample = value.flatten()[:: max(1, value.numel() // 64)]
+            digest.update(name.encode() + sample.contiguous().numpy().tobytes())
+        assert model.weights_digest == digest.hexdigest()[:16]
+    changed = copy.deepcopy(tiny_model.hf)
+    changed.model.layers[2].mlp.up_proj.weight.data *= 1.001
+    assert load_model(changed, tokenizer=tiny_model.tokenizer).weights_digest != tiny_model.weights_digest
+
+
+@pytest.mark.skipif(not STORIES.is_dir(), reason="no models under $PERSONA_GEOMETRY_ASSETS")
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_real_model(side):
+    model = load_model(STORIES)
+    texts = ["Once upon a time", "Lily and Ben went to the park. They saw a big"]
+    rows = [torch.tensor(model.tokenizer(text)["input_ids"]) for text in texts]
+    rendered = padded_rows(rows, side)
+    layers = tuple(range(model.n_layers))
+    values = capture_blocks(model, rendered, layers)[:, rendered.attention_mask.bool()]
+    model.hf.config.tie_last_hidden_states = False  # the last one before the norm
+    with torch.no_grad():
+        states = [torch.stack(model.hf(row[None], output_hidden_states=True).hidden_states[1:])[:, 0] for row in rows]
+    torch.testing.assert_close(values, torch.cat(states, dim=1), atol=1e-5, rtol=1e-5)
+    bridge = model.bridge()
+    _, cache = bridge.run_with_cache(rendered.input_ids, attention_mask=rendered.attention_mask)
+    theirs = torch.stack([cache[hook_name(i)] for i in layers])[:, rendered.attention_mask.bool()]
+    torch.testing.assert_close(values, theirs, atol=1e-5, rtol=1e-5)
+    check_same_family(model, load_model(STORIES, name="again"))
+
+
+def padded_rows(rows, side):
+    """Token rows as a batch, padded with zeros on one side."""
+    length = max(map(len, rows))
+    edges = [(length - len(row), 0) if side == "left" else (0, length - len(row)) for row in rows]
+    ids, mask = (
+        torch.stack([nn.functional.pad(part, edge) for part, edge in zip(parts, edges, strict=True)])
+        for parts in (rows, [torch.ones_like(row) for row in rows])
+    )
+    nothing = torch.zeros_like(mask).bool()
+    return Rendered(ids, mask, mask.bool(), nothing, nothing, "")
 
 
 def test_importing_probes_is_light():
