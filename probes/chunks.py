@@ -26,7 +26,7 @@ class TokenScope:
     """
 
     name: str
-    mask: Callable[[Rendered], Bool[Tensor, "batch pos"]] | Sequence[Bool[Tensor, " pos"]]
+    mask: Callable[[Rendered], Bool[Tensor, "batch pos"]] | Sequence[Bool[Tensor, " _"]]
     single: bool = False
 
     def of(self, row: Rendered, index: int) -> Bool[Tensor, " pos"]:

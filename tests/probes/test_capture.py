@@ -1,9 +1,23 @@
-"""Pooling, order and refusal of bad values in captured activations; the store on disk."""
+"""Capture: pools, sites, scopes, order, batches, streams, refusal of bad values; into a store and on from there."""
+
+import copy
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
 
-from probes import ActivationStore, Conversation, InputError, capture, capture_blocks, render
+from probes import (
+    ActivationStore,
+    Conversation,
+    InputError,
+    TokenScope,
+    capture,
+    capture_blocks,
+    render,
+    save_conversations,
+)
 from probes.capture import pooled
 
 
@@ -60,7 +74,9 @@ def test_means_do_not_drift(tiny_model):
     [
         ({"layers": (7,)}, "layer 7"),
         ({"layers": ()}, "no layers"),
-        ({"batch_size": 0}, "batch_size"),
+        ({"layers": (1, 1)}, "give each block once"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"batch_tokens": 0}, "batch_tokens 0"),
     ],
 )
 def test_bad_arguments(tiny_model, tiny_conversations, changes, told):
@@ -90,78 +106,203 @@ def test_a_value_that_is_not_finite_is_refused(tiny_model, tiny_conversations):
         weight.data = kept
 
 
-def test_store_round_trip(tmp_path, tiny_model, tiny_conversations):
-    store = ActivationStore.create(tmp_path / "store", {"model": "tiny"})
-    empty = capture(tiny_model, tiny_conversations, layers=(0, 2), pool="tokens", batch_size=2, store=store)
-    direct = capture(tiny_model, tiny_conversations, layers=(0, 2), pool="tokens", batch_size=2)
-    again = ActivationStore.open(tmp_path / "store")
-    loaded = again.load()
-    assert len(empty) == 0 and again.rows == len(direct) and len(list(again.iter_shards())) == 2
-    assert torch.equal(loaded.values, direct.values) and torch.equal(loaded.positions, direct.positions)
-    assert loaded.layers == (0, 2) and loaded.template_hash == direct.template_hash
-    assert again.meta == {"model": "tiny"} and again.conversations() == {0, 1, 2, 3}
-    again.verify()
+SITED = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
 
-def test_store_resumes(tmp_path, tiny_model, tiny_conversations):
-    store = ActivationStore.create(tmp_path / "store")
+@pytest.mark.parametrize("site", SITED)
+def test_sites(tiny_model, tiny_conversations, site):
+    """Against torch's own hooks around the Llama's parts, one conversation at a time."""
+    ours = capture(tiny_model, tiny_conversations, layers=(2,), site=site, pool="last_prompt", batch_size=4)
+    assert ours.site == site
+    block, seen = tiny_model.hf.model.layers[2], {}
+    watched = {"attn_out": block.self_attn, "mlp_out": block.mlp, "resid_post": block}
+    hooks = [m.register_forward_hook(lambda _, __, out, n=n: seen.update({n: out})) for n, m in watched.items()]
+    hooks.append(block.register_forward_pre_hook(lambda _, args: seen.update(resid_pre=args[0])))
+    try:
+        for row, conversation in enumerate(tiny_conversations):
+            rendered = render(tiny_model.tokenizer, [conversation])
+            with torch.no_grad():
+                tiny_model.hf(input_ids=rendered.input_ids)
+            whole = {name: out[0] if isinstance(out, tuple) else out for name, out in seen.items()}
+            whole["resid_mid"] = whole["resid_pre"] + whole["attn_out"]
+            at = rendered.last_prompt[0].nonzero().item()
+            torch.testing.assert_close(ours.at(2)[row], whole[site][0, at], atol=1e-4, rtol=1e-4)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
-    class Killed(Exception):
-        pass
 
-    def kill(done, total, what):
-        if done == 2:
-            raise Killed
-
-    with pytest.raises(Killed):
-        capture(tiny_model, tiny_conversations, layers=(1,), batch_size=1, store=store, progress=kill)
-    assert len(store.conversations()) == 2
-    store = ActivationStore.open(tmp_path / "store")
-    capture(tiny_model, tiny_conversations, layers=(1,), batch_size=1, store=store)
-    assert torch.allclose(store.load().values, capture(tiny_model, tiny_conversations, layers=(1,)).values, atol=1e-4)
+def every_other(rendered):
+    """Tokens 0, 2, 4, ... of the response, counted from its start."""
+    count = rendered.response.cumsum(-1)
+    return rendered.response & (count % 2 == 1)
 
 
-def test_store_resumes_with_another_batch_size(tmp_path, tiny_model, tiny_conversations):
-    """No conversation is stored twice, whatever the batches were when the run broke off."""
-    store = ActivationStore.create(tmp_path / "store")
-    first = capture(tiny_model, tiny_conversations[:1], layers=(1,))
-    store.append(first)
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("given", ["function", "masks"])
+def test_a_scope_of_ones_own(tiny_model, tiny_conversations, single, given):
+    alone = [render(tiny_model.tokenizer, [row]) for row in tiny_conversations]
+    masks = [every_other(rendered)[0] for rendered in alone]
+    scope = TokenScope("every other", every_other if given == "function" else masks, single=single)
+    ours = capture(tiny_model, tiny_conversations, layers=(1,), pool=scope, batch_size=3)
+    assert ours.scope == "every other" and ours.pool == ("tokens" if single else "mean")
+    for row, (rendered, mask) in enumerate(zip(alone, masks, strict=True)):
+        wanted = capture_blocks(tiny_model, rendered, (1,))[0, 0][mask]
+        part = ours.select(ours.conversation_index == row)
+        if single:
+            assert torch.equal(part.positions, mask.nonzero()[:, 0]) and part.in_response.all()
+            assert torch.equal(part.token_ids, rendered.input_ids[0][mask])
+        wanted = wanted if single else wanted.mean(0, keepdim=True)
+        torch.testing.assert_close(part.at(1), wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("mask", "told"),
+    [
+        (lambda rendered: torch.zeros_like(rendered.response), "conversation 0 has no token in the scope 'mine'"),
+        ([], "0 masks, none for conversation 0"),
+        ([torch.ones(3, dtype=torch.bool)] * 4, r"a mask of torch\.bool \[3\] for conversation 0 of"),
+    ],
+)
+def test_a_scope_that_does_not_fit(tiny_model, tiny_conversations, mask, told):
+    with pytest.raises(InputError, match=told):
+        capture(tiny_model, tiny_conversations, layers=(1,), pool=TokenScope("mine", mask))
+
+
+def lengths(model, rows):
+    return [render(model.tokenizer, [row]).input_ids.shape[1] for row in rows]
+
+
+@pytest.fixture
+def seen_batches(monkeypatch):
+    """The shapes of the forward passes that `capture` makes."""
+    seen = []
+
+    def watched(model, rendered, *args, **kwargs):
+        seen.append(tuple(rendered.input_ids.shape))
+        return capture_blocks(model, rendered, *args, **kwargs)
+
+    monkeypatch.setattr(import_module("probes.capture"), "capture_blocks", watched)
+    return seen
+
+
+@pytest.mark.parametrize("budget", [1, 40, 100, None])
+def test_batches_keep_to_their_tokens(tiny_model, tiny_conversations, seen_batches, budget):
+    rows = tiny_conversations * 3
+    plain = capture(tiny_model, rows, layers=(1,), batch_size=1)
+    seen_batches.clear()
+    ours = capture(tiny_model, rows, layers=(1,), batch_size=5, batch_tokens=budget)
+    assert torch.allclose(ours.values, plain.values, atol=1e-4)
+    assert all(n == 1 or (n <= 5 and n * width <= (budget or 10**9)) for n, width in seen_batches)
+    assert sum(n for n, _ in seen_batches) == 12
+    tokens = lengths(tiny_model, rows)
+    assert sum(n * width for n, width in seen_batches) < 1.3 * sum(tokens)  # like lengths share a pass
+
+
+def test_streams_give_what_lists_give(tiny_model, tiny_conversations, tmp_path):
+    rows, told = tiny_conversations * 3, []
+    save_conversations(rows, tmp_path / "rows.jsonl")
+    wanted = capture(tiny_model, rows, layers=(1,), pool="tokens")
+    for given in (iter(rows), tmp_path / "rows.jsonl", str(tmp_path / "rows.jsonl")):
+        ours = capture(tiny_model, given, layers=(1,), pool="tokens", progress=lambda *report: told.append(report))
+        assert torch.equal(ours.conversation_index, wanted.conversation_index)
+        torch.testing.assert_close(ours.values, wanted.values, atol=1e-4, rtol=1e-4)
+        assert told[-1][:2] == (12, 12 if isinstance(given, str | Path) else 0)
+    with pytest.raises(InputError, match="no conversations"):
+        capture(tiny_model, iter([]), layers=(1,))
+
+
+def test_a_stream_is_never_held_whole(tiny_model, tiny_conversations, tmp_path):
+    """When a shard is written, the stream has been read no further than the first row of the next one."""
+    store, read, ahead = ActivationStore.create(tmp_path / "store", shard_tokens=100), [], []
+
+    def stream():
+        for number in range(40):
+            read.append(number)
+            yield tiny_conversations[number % 4]
+
+    def watch(done, total, what):
+        ahead.append(len(read) - done)
+
+    capture(tiny_model, stream(), layers=(1,), store=store, batch_size=1, progress=watch)
+    assert store.conversations() == set(range(40)) and len(store.shards) > 8
+    assert max(ahead) <= max(len(shard.indices()) for shard in store.shards) + 1
+
+
+@pytest.mark.parametrize("pool", ["tokens", "response_mean"])
+def test_into_a_store(tmp_path, tiny_model, tiny_conversations, pool):
+    rows = tiny_conversations * 3
+    store = ActivationStore.create(tmp_path / "store", shard_tokens=100)
+    asked = {"layers": (0, 2), "pool": pool, "batch_size": 2, "site": "mlp_out"}
+    empty = capture(tiny_model, rows, **asked, store=store)
+    direct, loaded = capture(tiny_model, rows, **asked), store.load()
+    assert len(empty) == 0 and empty.site == loaded.site == "mlp_out" and loaded.pool == pool
+    torch.testing.assert_close(loaded.values, direct.values, atol=1e-4, rtol=1e-4)
+    for name in ("conversation_index", "token_ids", "positions", "in_response", "in_reasoning"):
+        one, other = getattr(loaded, name), getattr(direct, name)
+        assert one is other is None or torch.equal(one, other)
+    tokens, spans = lengths(tiny_model, rows), [shard.conversations for shard in store.shards]
+    assert [first for ((first, _),) in spans[1:]] == [stop for ((_, stop),) in spans[:-1]]
+    sums = [sum(tokens[first:stop]) for ((first, stop),) in spans]
+    assert max(sums) <= 100 and all(sums[i] + tokens[spans[i + 1][0][0]] > 100 for i in range(len(sums) - 1))
+    assert tiny_model.name in store.kind["model"]
+    before = [file.stat().st_mtime_ns for file in sorted(store.path.glob("shard*"))]
+    told = []
+    capture(tiny_model, rows, **asked, store=store, progress=lambda *report: told.append(report))
+    assert told[-1] == (12, 12, "activations")
+    assert [file.stat().st_mtime_ns for file in sorted(store.path.glob("shard*"))] == before
+
+
+def test_a_store_resumes_with_other_batches(tmp_path, tiny_model, tiny_conversations):
+    """No conversation is stored twice, whatever the shards were when the run broke off."""
+    store = ActivationStore.create(tmp_path / "store", shard_tokens=60)
+    middle = capture(tiny_model, tiny_conversations, layers=(1,)).select(torch.tensor([1]))
+    store.append(middle)
     capture(tiny_model, tiny_conversations, layers=(1,), batch_size=4, store=store)
     assert store.load().conversation_index.tolist() == [0, 1, 2, 3]
 
 
-def test_store_refuses_what_does_not_fit(tmp_path, tiny_model, tiny_conversations):
+def changed(rows, at):
+    return [Conversation.of("Other?", "Text.") if i == at else row for i, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda m, t, rows: (t, rows), "holds model tiny .*, not tiny\\+adapter"),
+        (lambda m, t, rows: (m, changed(rows, 1)), "was begun with other conversations"),
+        (lambda m, t, rows: (m, rows[:3]), "was begun with other conversations"),
+        (lambda m, t, rows: (m, rows[:2]), "holds conversation 3, and these end with 1"),
+    ],
+)
+def test_another_model_or_text_is_refused(tmp_path, tiny_model, tiny_tuned, tiny_conversations, change, told):
+    tokens = lengths(tiny_model, tiny_conversations)
+    store = ActivationStore.create(tmp_path / "store", shard_tokens=max(tokens[0] + tokens[1], tokens[2] + tokens[3]))
+    capture(tiny_model, tiny_conversations, layers=(1,), store=store)
+    assert [shard.conversations for shard in store.shards] == [((0, 2),), ((2, 4),)]
+    model, rows = change(tiny_model, tiny_tuned, tiny_conversations)
+    with pytest.raises(InputError, match=told):
+        capture(model, rows, layers=(1,), store=store)
+    assert len(store) == 4
+
+
+def test_a_template_of_another_kind_is_refused(tmp_path, tiny_model, tiny_conversations):
     store = ActivationStore.create(tmp_path / "store")
-    store.append(capture(tiny_model, tiny_conversations, layers=(1,)))
-    with pytest.raises(InputError, match="holds layers"):
-        store.append(capture(tiny_model, tiny_conversations, layers=(2,)))
-    with pytest.raises(InputError, match="there already"):
-        ActivationStore.create(tmp_path / "store")
-    with pytest.raises(InputError, match="no activation store"):
-        ActivationStore.open(tmp_path)
+    capture(tiny_model, tiny_conversations, layers=(1,), store=store)
+    tokenizer = copy.deepcopy(tiny_model.tokenizer)
+    tokenizer.chat_template += "{# another #}"
+    with pytest.raises(InputError, match=r"holds template_hash \w+, not \w+; use another store"):
+        capture(replace(tiny_model, tokenizer=tokenizer), tiny_conversations, layers=(1,), store=store)
 
 
-def test_truncated_and_changed_shards(tmp_path, tiny_model, tiny_conversations):
-    store = ActivationStore.create(tmp_path / "store")
-    store.append(capture(tiny_model, tiny_conversations, layers=(1,)))
-    shard = next(store.path.glob("*.safetensors"))
-    whole = shard.read_bytes()
-    shard.write_bytes(whole[:-20])
-    with pytest.raises(InputError, match="truncated"):
-        store.load()
-    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(InputError, match="changed"):
-        store.verify()
-    shard.unlink()
-    with pytest.raises(InputError, match="missing"):
-        store.verify()
-
-
-def test_a_crash_between_shard_and_manifest_is_harmless(tmp_path, tiny_model, tiny_conversations):
-    store = ActivationStore.create(tmp_path / "store")
-    activations = capture(tiny_model, tiny_conversations, layers=(1,))
-    (store.path / "shard-00000.safetensors").write_bytes(b"half a shard")
-    assert store.rows == 0
-    store.append(activations)
-    store.verify()
-    assert torch.equal(store.load().values, activations.values)
+def test_float16_that_overflows_is_named(tmp_path, tiny_model, tiny_conversations):
+    store = ActivationStore.create(tmp_path / "store", dtype=torch.float16)
+    weight = tiny_model.hf.model.layers[1].mlp.down_proj.weight
+    kept = weight.data.clone()
+    try:
+        weight.data *= 1e6
+        with pytest.raises(InputError, match=r"block 1 on conversation \d is not finite in torch.float16"):
+            capture(tiny_model, tiny_conversations, layers=(1,), store=store)
+    finally:
+        weight.data = kept
+    assert len(store) == 0
