@@ -141,7 +141,7 @@ def _show(found: dict[str, Any]) -> None:
     for row in found["rows"]:
         console.print(Text().join(Text(clean(text), STYLES[kind]) for kind, text in row), soft_wrap=True)
     heads = (Column("check", no_wrap=True), Column("figure", justify="right"), Column("limit", justify="right"))
-    table = Table(*heads, "", "guards against", box=None, pad_edge=False)
+    table = Table(*heads, "", Column("guards against", overflow="fold"), box=None, pad_edge=False)
     for check in found["checks"]:
         mark = Text("passed", "green") if check["passed"] else Text(f"FAILED {clean(check['detail'])}", "bold red")
         table.add_row(check["name"], f"{check['figure']:.3g}", f"{check['limit']:.3g}", mark, check["guards"])

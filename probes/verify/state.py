@@ -1,6 +1,6 @@
 """Checks of what a model is, before it reads anything: its weights, the hooks on it, its adapter."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -13,10 +13,10 @@ from probes.verify.steering import Push
 
 
 def broken_weights(bench: Bench) -> float:
-    """Parameters and buffers that hold a value which is not finite."""
-    held: list[Tensor] = [*bench.model.hf.parameters(), *bench.model.hf.buffers()]
-    floats = [value for value in held if value.is_floating_point() and value.device.type != "meta"]
-    return float(sum(not bool(torch.isfinite(value).all()) for value in floats))
+    """Parameters with a value that is not finite, and buffers with NaN (masks may well hold infinity)."""
+    parameters, buffers = (_floats(values) for values in (bench.model.hf.parameters(), bench.model.hf.buffers()))
+    broken = [*(~torch.isfinite(value).all() for value in parameters), *(value.isnan().any() for value in buffers)]
+    return float(sum(map(bool, broken)))
 
 
 def missing_embeddings(bench: Bench) -> float:
@@ -53,6 +53,10 @@ def adapter_left_over(bench: Bench) -> float:
     if bench.base is None:
         raise NotHere
     return error(_switched_off(bench), bench.base)
+
+
+def _floats(values: Iterable[Tensor]) -> list[Tensor]:
+    return [value for value in values if value.is_floating_point() and value.device.type != "meta"]
 
 
 def _switched_off(bench: Bench) -> Tensor:
