@@ -89,6 +89,8 @@ def attach(hf: nn.Module, adapter: str | Path) -> nn.Module:
     from peft import PeftModel
 
     _check_path(adapter)
+    if hasattr(hf, "get_base_model"):
+        raise InputError(f"adapter {adapter}: the model has one already; give its base, or merge that one first")
     if any(getattr(getattr(w, "quant_state", None), "packing_format_for_cpu", False) for w in hf.parameters()):
         raise InputError(f"adapter {adapter}: bitsandbytes has packed the weights for this CPU; attach before any pass")
     if any(weight.is_meta for weight in hf.parameters()):

@@ -109,6 +109,9 @@ def test_what_a_bridge_cannot_be_made_of(build_hooked, build_tokenizer, build_fa
             model.bridge()
     with pytest.raises(InputError, match=r"take \.bridge\(\)"):
         load_model(bridge, adapter=tiny_adapter)
+    inside = build_adapted("gpt2", tokenizer).get_base_model()
+    with pytest.raises(InputError, match="outside of peft's own model"):
+        load_model(inside, tokenizer=tokenizer).bridge()
 
 
 @pytest.mark.parametrize("site", ["resid_pre", "attn_out", "mlp_out"])

@@ -112,3 +112,8 @@ def test_an_adapter_that_does_not_fit_leaves_the_base_alone(tiny_adapter, tokeni
         with_adapter(base, tiny_adapter)
     assert torch.equal(capture_blocks(base, rendered, LAYERS), before)
     assert [p.requires_grad for p in base.hf.parameters()] == grads
+
+
+def test_one_adapter_at_a_time(tiny_tuned, tiny_adapter):
+    with pytest.raises(InputError, match="has one already"):
+        with_adapter(tiny_tuned, tiny_adapter)
