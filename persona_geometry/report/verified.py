@@ -46,7 +46,7 @@ def write_verified(path: str | Path, found: dict[str, Any]) -> Path:
         el("title", f"Self-test of {found['model']}"),
         el("style", Html(css_variables() + STYLE)),
     )
-    legend = [join(el("span", name.replace("_", " "), class_=name), f": {told}; ") for name, told in MEANINGS.items()]
+    legend = [join(el("span", name.replace("_", " "), class_=name), f" ({told}) ") for name, told in MEANINGS.items()]
     body = el(
         "body",
         el("h1", f"Self-test of {found['model']}"),
