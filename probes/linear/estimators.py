@@ -1,6 +1,7 @@
 """The probes: four ways to find the one direction that tells two classes apart, as scikit-learn estimators."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -133,7 +134,7 @@ class LdaProbe(LogOdds, _Solved):
     (2004). Where d_model exceeds n_samples nothing of the size d_model^2 is made.
     """
 
-    def __init__(self, shrinkage: float | int | str = "auto") -> None:
+    def __init__(self, shrinkage: Any = "auto") -> None:
         self.shrinkage = shrinkage
 
     def _solve(self, X: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, float]:
@@ -164,7 +165,7 @@ class RidgeProbe(_Solved):
     from 1e-4 to 1e4 times the number of samples, whose leave-one-out error is least (it knows nothing of groups).
     """
 
-    def __init__(self, alpha: float | int | str = "auto") -> None:
+    def __init__(self, alpha: Any = "auto") -> None:
         self.alpha = alpha
 
     def _solve(self, X: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, float]:

@@ -40,7 +40,7 @@ def test_figure_is_that_of_scikit_learn_and_of_all_pairs(scored):
 def test_interval_resamples_whole_groups(scored):
     scores, labels, groups = scored
     rng, draws = np.random.default_rng(0), []
-    for _ in range(400):
+    for _ in range(250):
         taken = rng.integers(0, 12, 12)
         draws.append(pairs(scores, labels, np.zeros(60), np.bincount(taken, minlength=12)[groups]))
     rate = auroc(scores, labels, groups=groups, seed=3)
