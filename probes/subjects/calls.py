@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from probes.errors import InputError
@@ -43,17 +43,21 @@ def call(
     open_ = {key: body for key, body in zip(keys, bodies, strict=True) if key not in found}
     stop, total = threading.Event(), len(found) + len(open_)
 
-    def fetch(key: str, body: Mapping[str, Any]) -> tuple[str, Any]:
-        value = post(target, body, connection, read, stop)
+    def fetch(key: str, body: Mapping[str, Any]) -> None:
+        if stop.is_set():
+            return
+        try:
+            found[key] = post(target, body, connection, read, stop)
+        except InputError:
+            stop.set()  # at once: what is not yet sent is not to be paid for
+            raise
         if ledger is not None:
-            ledger.put(key, value)
-        return key, value
+            ledger.put(key, found[key])
 
     workers = ThreadPoolExecutor(connection.workers)
     try:
-        futures: list[Future[tuple[str, Any]]] = [workers.submit(fetch, *item) for item in open_.items()]
-        for future in as_completed(futures):
-            key, found[key] = future.result()
+        for future in as_completed([workers.submit(fetch, *item) for item in open_.items()]):
+            future.result()
             progress(len(found), total, "replies")
     except InputError as error:
         kept = (

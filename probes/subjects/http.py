@@ -3,11 +3,12 @@
 import http.client
 import json
 import random
+import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -85,34 +86,42 @@ def _once(target: str, data: bytes, connection: Connection, read: Callable[[Any]
 
 
 def _exchange(
-    target: SplitResult, data: bytes, headers: Mapping[str, str], timeout: float
+    target: SplitResult, data: bytes, headers: Mapping[str, str], timeout: float | int
 ) -> tuple[int, str | None, bytes]:
     """Status, Retry-After and body; all of it within `timeout` seconds and `LIMIT` bytes."""
+    found: tuple[int, str | None, bytes] | None = None
     line, place = _opened(target, timeout)
     late = threading.Event()
-    watch = threading.Timer(timeout, _hang_up, [line, late])
+    socks: list[socket.socket] = []  # the line forgets its socket once a reply has begun that ends by closing
+    watch = threading.Timer(timeout, _hang_up, [socks, late])
     watch.daemon = True
     watch.start()
     try:
+        line.connect()
+        socks.append(line.sock)
         line.request("POST", place, body=data, headers=dict(headers))
-        reply = line.getresponse()
-        raw = reply.read(LIMIT + 1)
-        if len(raw) > LIMIT:
-            raise http.client.HTTPException(f"a reply of more than {LIMIT >> 20} MiB")
-        if reply.length and not late.is_set():
-            raise http.client.HTTPException("a reply that breaks off")
+        with closing(line.getresponse()) as reply:
+            raw = reply.read(LIMIT + 1)
+            if len(raw) > LIMIT:
+                raise http.client.HTTPException(f"a reply of more than {LIMIT >> 20} MiB")
+            if reply.length and not late.is_set():
+                raise http.client.HTTPException("a reply that breaks off")
+            found = reply.status, reply.getheader("Retry-After"), raw
     except (OSError, http.client.HTTPException, ValueError, AttributeError):
         if not late.is_set():  # a line that was hung up fails in ways of its own
             raise
     finally:
         watch.cancel()
         line.close()
+        for sock in socks:
+            sock.close()
     if late.is_set():
         raise TimeoutError(f"no whole reply within {timeout:g} s")
-    return reply.status, reply.getheader("Retry-After"), raw
+    assert found is not None
+    return found
 
 
-def _opened(target: SplitResult, timeout: float) -> tuple[http.client.HTTPConnection, str]:
+def _opened(target: SplitResult, timeout: float | int) -> tuple[http.client.HTTPConnection, str]:
     """A line to the host, through the proxy that the environment names, and what to ask for on it."""
     host = str(target.hostname)
     via = None if proxy_bypass(host) else getproxies().get(target.scheme)
@@ -128,10 +137,11 @@ def _opened(target: SplitResult, timeout: float) -> tuple[http.client.HTTPConnec
     return line, target.geturl() if via else target.path
 
 
-def _hang_up(line: http.client.HTTPConnection, late: threading.Event) -> None:
+def _hang_up(socks: list[socket.socket], late: threading.Event) -> None:
     late.set()
-    with suppress(OSError, AttributeError):
-        line.sock.shutdown(2)
+    for sock in socks:
+        with suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
 
 
 def _retry_after(value: str | None) -> float | None:

@@ -8,18 +8,7 @@ import pandas as pd
 import pytest
 
 from probes import Counts, InputError, Outcomes, cut, difference, minimum_detectable, pool
-from probes.outcomes import COLUMNS
-
-
-def outcomes(rows, model="m"):
-    """Outcomes of (question, aligned, coherent) rows."""
-    questions, aligned, coherent = zip(*rows, strict=True)
-    table = pd.DataFrame({"question_id": questions, "aligned": aligned, "coherent": coherent})
-    table = table.assign(
-        model=model, group="g", seed=0, prompt="p", answer="a", refusal=False, label="", template_hash="t"
-    )
-    table["sample"] = table.groupby("question_id").cumcount()
-    return Outcomes(table[list(COLUMNS)])
+from tests.probes.outcomes.tables import outcomes, scored
 
 
 def drawn(rates, n_samples, seed, model="m"):
@@ -208,3 +197,31 @@ def test_minimum_detectable_matches_a_simulation():
     assert math.isnan(minimum_detectable(2, 1, 0.5))
     with pytest.raises(InputError, match="2\\+ questions"):
         minimum_detectable(1, 1, 0.1)
+
+
+def test_a_grid_holds_the_rate_under_every_pair_of_thresholds():
+    data = scored(8, 12, 0)
+    grid = data.grid((20, 30, 40), (50, 70, 101))
+    table = data.table
+    for row in grid.table.to_dict("records"):
+        clear = [i for i, c in enumerate(table["coherent"]) if c > row["coherent_above"]]
+        low = [i for i in clear if table["aligned"][i] < row["align_below"]]
+        assert row["n"] == len(clear)
+        assert row["value"] == pytest.approx(len(low) / len(clear)) if clear else math.isnan(row["value"])
+    assert len(grid.table) == 9 and grid.spread[0] < grid.spread[1] < 1
+    one = data.rate(align_below=40, coherent_above=70)
+    assert grid.table.iloc[5][["value", "low", "high"]].tolist() == [one.value, one.low, one.high]
+    assert grid.figure().data[0].z.shape == (3, 3) and "misaligned" in grid.figure().layout.title.text
+    assert math.isnan(data.grid((30,), (101,)).spread[0])
+    with pytest.raises(InputError, match="at least one of each"):
+        data.grid(())
+
+
+def test_the_three_denominators_by_hand():
+    data = scored(6, 10, 3)
+    rows = data.table.to_dict("records")
+    bad = [r for r in rows if r["coherent"] > 50 and r["aligned"] == r["aligned"] and r["aligned"] < 30]
+    clear, known = ([r for r in rows if r["coherent"] > 50], [r for r in rows if r["aligned"] == r["aligned"]])
+    found = data.denominators()
+    assert [found[over].n for over in ("all", "coherent", "scored")] == [60, len(clear), len(known)]
+    assert [found[over].value * found[over].n for over in found] == pytest.approx([len(bad)] * 3)
