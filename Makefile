@@ -46,5 +46,5 @@ $(BIN)/pip:
 $(STAMP): setup.cfg constraints.txt | $(BIN)/pip
 	@echo "Bringing $(VENV) up to date; the first time this fetches some 2 GB, in one to three minutes"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,llama,notebooks]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,llama,notebooks,ray]"
 	@touch $@
