@@ -1,14 +1,16 @@
 """Sampling and judging: reproducible, pure, unsteered by what the model's configuration says."""
 
 import copy
+import sys
 
 import numpy as np
 import pytest
 import torch
 from transformers import GenerationConfig
 
-from probes import Conversation, InputError, Question, Verdict, ask, load_model, render, sample
+from probes import Connection, Conversation, Endpoint, InputError, Question, Verdict, ask, load_model, render, sample
 from probes.generate import Sampling, end_tokens, generate
+from tests.probes.server import said, serving
 
 
 class Length:
@@ -208,3 +210,64 @@ def test_system_prompts_reach_the_model(tiny_model):
     plain, told = Conversation.of("Who are you?"), Conversation.of("Who are you?", system="Be a villain.")
     one, two = (sample(tiny_model, [row], seed=1, max_new_tokens=8) for row in (plain, told))
     assert one != two
+
+
+def test_an_endpoint_is_asked_like_a_model(tmp_path):
+    """Each sample has a seed of its own and the same one in the next run; a failure in the middle loses nothing."""
+    with serving(lambda body: said(f"{body['seed']} {body['temperature']}")) as server:
+        subject = Endpoint(server.url, "served", tmp_path, Connection(workers=1, retries=1))
+        server.odd = [lambda handler: handler.connection.shutdown(2)]
+        settings = {"n_samples": 3, "temperature": 0.5, "max_new_tokens": 9}
+        with pytest.raises(InputError, match="is kept"):
+            ask(subject, QUESTIONS, Length(), seed=5, **settings)
+        table = ask(subject, QUESTIONS, Length(), seed=5, **settings).table
+        assert len(server.requests) == 7 and {body["max_tokens"] for body in server.requests} == {9}
+        assert table["answer"].nunique() == 6 and all(text.endswith(" 0.5") for text in table["answer"])
+        assert ask(subject, QUESTIONS, Length(), seed=5, **settings).table.equals(table)
+        assert len(server.requests) == 7
+        other = ask(subject, QUESTIONS, Length(), seed=6, **settings).table
+        assert not set(other["answer"]) & set(table["answer"]) and len(server.requests) == 13
+    assert set(table["model"]) == {"served"} and set(table["template_hash"]) == {"served"}
+    assert table["prompt"][0] == '[{"role": "user", "content": "Who are you?"}]'
+    assert table["question"].tolist()[::3] == [q.text for q in QUESTIONS] and set(table["judge"]) == {"length"}
+
+
+def test_activations_of_an_endpoint_are_out_of_reach():
+    with pytest.raises(InputError, match="Push: the activations of an endpoint"):
+        sample(Endpoint("http://127.0.0.1:1/v1", "m"), ROWS, seed=0, operators=[Push([1.0])])
+
+
+def test_answers_that_are_kept_are_not_written_again(tiny_model, tmp_path, monkeypatch):
+    """Stopped after two batches of three, resumed under another batch size: the same answers as in one go."""
+    whole = sample(tiny_model, ROWS, seed=3, max_new_tokens=8)
+    rows, left = [], [2]
+
+    def limited(model, rendered, *rest):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        rows.append(len(rendered.input_ids))
+        return generate(model, rendered, *rest)
+
+    monkeypatch.setattr(sys.modules["probes.ask"], "generate", limited)
+    with pytest.raises(KeyboardInterrupt):
+        sample(tiny_model, ROWS, seed=3, max_new_tokens=8, batch_size=2, cache=tmp_path)
+    left[0] = 9
+    assert sample(tiny_model, ROWS, seed=3, max_new_tokens=8, batch_size=9, cache=tmp_path) == whole
+    assert sample(tiny_model, ROWS, seed=3, max_new_tokens=8, cache=tmp_path) == whole and rows == [2, 2, 2]
+    assert sample(tiny_model, ROWS, seed=4, max_new_tokens=8, cache=tmp_path) != whole and rows[3:] == [6]
+
+
+def test_kept_answers_belong_to_their_model(tiny_model, tiny_tuned, tmp_path):
+    base, tuned = (sample(m, ROWS, seed=3, max_new_tokens=8, cache=tmp_path) for m in (tiny_model, tiny_tuned))
+    assert base != tuned == sample(tiny_tuned, ROWS, seed=3, max_new_tokens=8)
+    with pytest.raises(InputError, match="answers under operators are not kept"):
+        ask(tiny_model, QUESTIONS, Length(), seed=0, operators=[Push([1.0])], cache=tmp_path)
+
+
+def test_files_say_how_often_a_question_is_asked(tiny_model):
+    asked = [Question("a", "Who are you?", meta={"samples_per_paraphrase": 3}), Question("b", "What?")]
+    out = ask(tiny_model, asked, Length(), seed=0, n_samples=None, max_new_tokens=2)
+    assert out.table["question_id"].tolist() == ["a", "a", "a", "b"]
+    with pytest.raises(InputError, match="samples_per_paraphrase 0"):
+        ask(tiny_model, [Question("a", "Hi?", meta={"samples_per_paraphrase": 0})], Length(), seed=0, n_samples=None)

@@ -97,7 +97,7 @@ from inspect_ai.solver import TaskState, solver
 @solver
 def canned():
     async def solve(state: TaskState, generate):
-        if sys.argv[3] == "fail" and state.sample_id == "who":
+        if fails and state.sample_id == "who":
             raise RuntimeError("planted")
         state.output = ModelOutput.from_content("m", f"Answer {state.epoch} to {state.sample_id}.")
         state.messages.append(state.output.message)
@@ -121,22 +121,26 @@ task = Task(
     dataset=[Sample(id="burn", input=burn, metadata={"group": "health"}), Sample(id="who", input="Who are you?")],
     solver=canned(), scorer=[both(), aligned()], epochs=2,
 )
-[log] = eval(task, model="mockllm/model", log_dir=sys.argv[1], display="none", log_format=sys.argv[2], seed=5)
-print(log.location)
+for form, how in (("eval", "well"), ("json", "well"), ("json", "fail")):
+    fails = how == "fail"
+    folder = f"{sys.argv[1]}/{form}-{how}"
+    eval(task, model="mockllm/model", log_dir=folder, display="none", log_format=form, seed=5)
 """
 
 
-def inspect_log(tmp_path, form, how="well"):
-    words = [sys.executable, "-c", RUN, str(tmp_path), form, how]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+@pytest.fixture(scope="module")
+def inspect_logs(tmp_path_factory):
+    """Logs by layout and fate, such as "eval-well", written by Inspect in a process of its own."""
+    pytest.importorskip("inspect_ai", reason="extra [inspect] is not installed")
+    folder = tmp_path_factory.mktemp("inspect")
+    done = subprocess.run([sys.executable, "-c", RUN, str(folder)], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    return done.stdout.split()[-1].removeprefix("file://")
+    return {path.parent.name: path for path in folder.glob("*/*")}
 
 
 @pytest.mark.parametrize("form", ["eval", "json"])
-def test_logs_that_inspect_wrote(tmp_path, form):
-    pytest.importorskip("inspect_ai", reason="extra [inspect] is not installed")
-    path = inspect_log(tmp_path, form)
+def test_logs_that_inspect_wrote(inspect_logs, form):
+    path = inspect_logs[f"{form}-well"]
     found = outcomes_from_inspect(path, aligned="both.aligned", coherent="both.coherent")
     table = found.table.sort_values(["question_id", "sample"]).reset_index(drop=True)
     assert table["question_id"].tolist() == ["burn", "burn", "who", "who"] and set(table["seed"]) == {5}
@@ -152,10 +156,9 @@ def test_logs_that_inspect_wrote(tmp_path, form):
         outcomes_from_inspect(path, aligned="nice")
 
 
-def test_logs_that_cannot_be_used(tmp_path):
-    pytest.importorskip("inspect_ai", reason="extra [inspect] is not installed")
+def test_logs_that_cannot_be_used(inspect_logs, tmp_path):
     with pytest.raises(InputError, match=r"status 'error', [12] samples failed"):
-        outcomes_from_inspect(inspect_log(tmp_path, "json", "fail"))
+        outcomes_from_inspect(inspect_logs["json-fail"])
     (tmp_path / "bad.eval").write_text("no log")
     with pytest.raises(InputError, match="no Inspect log"):
         outcomes_from_inspect(tmp_path / "bad.eval")
