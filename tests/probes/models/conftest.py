@@ -17,16 +17,16 @@ def tokenizer(build_tokenizer: Callable[[], PreTrainedTokenizerFast]) -> PreTrai
     return build_tokenizer()
 
 
-@pytest.fixture(scope="session", params=["left", "right"])
-def padded(request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerFast) -> Rendered:
-    """Two conversations of different lengths, padded on either side in turn."""
-    return render(tokenizer, ROWS, padding_side=request.param)
-
-
 @pytest.fixture(scope="session")
 def rendered(tokenizer: PreTrainedTokenizerFast) -> Rendered:
     """Two conversations of different lengths, padded on the left."""
     return render(tokenizer, ROWS, padding_side="left")
+
+
+@pytest.fixture(scope="session")
+def right_padded(tokenizer: PreTrainedTokenizerFast) -> Rendered:
+    """The same, padded on the right."""
+    return render(tokenizer, ROWS, padding_side="right")
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import torch
 
 from probes import capture_blocks, check_same_family, hook_name, load_model, sample
 from probes.conversations import Conversation
+from probes.models import unwrap
 from tests.probes.families import FAMILIES, build_adapted
 
 LAYERS = (0, 1, 2, 3)
@@ -23,10 +24,11 @@ def reference(hf, padded):
 
     Its last hidden state is past the final norm; the configuration asks for the one before.
     """
-    hf.config.tie_last_hidden_states = False
+    base = unwrap(hf)
+    base.config.tie_last_hidden_states = False
     rows = [ids[real.bool()][None] for ids, real in zip(padded.input_ids, padded.attention_mask, strict=True)]
     with torch.no_grad():
-        states = [hf(ids, output_hidden_states=True, use_cache=False).hidden_states[1:] for ids in rows]
+        states = [base(ids, output_hidden_states=True, use_cache=False).hidden_states[1:] for ids in rows]
     return torch.cat([torch.stack(row)[:, 0] for row in states], dim=1)
 
 
@@ -41,14 +43,16 @@ def far(ours, theirs):
 
 
 @pytest.mark.parametrize(("family", "lora"), KINDS)
-def test_capture_equals_hidden_states(family, lora, tokenizer, padded, build_family):
-    model = load_model(made(family, lora, tokenizer, build_family), tokenizer=tokenizer, name=family)
-    theirs = reference(made(family, lora, tokenizer, build_family), padded)
-    ours = of_real_tokens(capture_blocks(model, padded, LAYERS), padded)
-    assert far(ours, theirs) < 1e-5
-    assert far(ours[:-1], theirs[1:]) > 0.05  # one block further on is another thing
+def test_capture_equals_hidden_states(family, lora, tokenizer, rendered, right_padded, build_family):
+    hf = made(family, lora, tokenizer, build_family)
+    model, theirs = load_model(hf, tokenizer=tokenizer, name=family), reference(hf, rendered)
+    for padded in (rendered, right_padded):
+        ours = of_real_tokens(capture_blocks(model, padded, LAYERS), padded)
+        assert far(ours, theirs) < 1e-5
+        assert far(ours[:-1], theirs[1:]) > 0.05  # one block further on is another thing
     if lora is not None:
-        assert far(reference(build_family(family, tokenizer), padded), theirs) > 0.05
+        with hf.disable_adapter():
+            assert far(reference(hf, rendered), theirs) > 0.05
 
 
 @pytest.mark.parametrize("family", FAMILIES)

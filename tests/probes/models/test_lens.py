@@ -7,18 +7,15 @@ import torch
 
 from probes import Conversation, InputError, capture_blocks, check_same_family, hook_name, intervene, load_model, sample
 from tests.probes.families import build_adapted
+from tests.probes.operators import Change
 
 LAYERS = (0, 1, 2, 3)
 QUESTIONS = [Conversation.of(text) for text in ("Hi?", "How are you today?", "Hi?", "Hi?")]
 
 
-class Push:
+def push():
     """Adds a fixed direction behind block 1 at every answer token."""
-
-    layers, positions = (1,), "response"
-
-    def __call__(self, activations, *, layer, mask):
-        return activations + 3 * mask[..., None] * torch.linspace(-1, 1, activations.shape[-1])
+    return Change(lambda x: x + 3 * torch.linspace(-1, 1, x.shape[-1]), positions="response")
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt_neox"])
@@ -28,9 +25,10 @@ def pair(request, build_family, build_hooked, build_tokenizer, tokenizer):
     return hf, load_model(build_hooked(request.param, build_tokenizer()))
 
 
-def test_a_hooked_transformer_is_read_as_its_source(pair, padded):
-    ours, theirs = (capture_blocks(model, padded, LAYERS)[:, padded.attention_mask.bool()] for model in pair)
-    torch.testing.assert_close(theirs, ours, atol=2e-5, rtol=1e-5)
+def test_a_hooked_transformer_is_read_as_its_source(pair, rendered, right_padded):
+    for padded in (rendered, right_padded):
+        ours, theirs = (capture_blocks(model, padded, LAYERS)[:, padded.attention_mask.bool()] for model in pair)
+        torch.testing.assert_close(theirs, ours, atol=2e-5, rtol=1e-5)
     check_same_family(*pair)
 
 
@@ -40,7 +38,7 @@ def test_a_hooked_transformer_answers_as_its_source(pair, temperature):
     plain = [sample(model, QUESTIONS, **options) for model in pair]
     pushed = []
     for model in pair:
-        with model.intervene(Push()):
+        with model.intervene(push()):
             pushed.append(sample(model, QUESTIONS, **options))
     assert plain[0] == plain[1] and pushed[0] == pushed[1] != plain[0]
 
@@ -75,7 +73,7 @@ def test_hooks_of_the_owner_stay_in_force(kind, build_hooked, build_tokenizer, b
     torch.testing.assert_close(moved[1, real], plain[1, real] + shift)
     assert torch.equal(moved[0], plain[0]) and not torch.allclose(moved[3, real], plain[3, real], atol=0.1)
     if kind == "bridge":  # which runs the transformers model, and so meets our edits too
-        with intervene(model, Push()):
+        with intervene(model, push()):
             _, cache = owner.run_with_cache(rendered.input_ids, attention_mask=rendered.attention_mask)
         assert not torch.allclose(cache[hook_name(3)][real], plain[3, real], atol=0.1)
     assert torch.equal(capture_blocks(model, rendered, LAYERS), plain)
@@ -135,7 +133,7 @@ def test_a_bridge_that_has_lost_an_adapter_is_refused(family, tokenizer):
 
 
 def test_a_bridge_is_made_without_hooks_of_the_moment(tiny_model, rendered):
-    with intervene(tiny_model, Push()):
+    with intervene(tiny_model, push()):
         bridge = tiny_model.bridge()
     torch.testing.assert_close(
         capture_blocks(load_model(bridge), rendered, LAYERS)[:, rendered.attention_mask.bool()],

@@ -8,25 +8,15 @@ import torch
 from probes import Conversation, InputError, capture_blocks, check_same_family, intervene, load_model, sample
 from probes.models import load_pair, with_adapter
 from tests.probes.families import build_adapted
+from tests.probes.operators import Change
 
 LAYERS = (0, 1, 2, 3)
 QUESTIONS = [Conversation.of("Hi?"), Conversation.of("Who are you?")]
 
 
-class Push:
-    """Adds one to every activation behind block 1."""
-
-    layers, positions = (1,), "all"
-
-    def __call__(self, activations, *, layer, mask):
-        return activations + mask[..., None]
-
-
-class Fails(Push):
-    """Breaks off the pass."""
-
-    def __call__(self, activations, *, layer, mask):
-        raise ZeroDivisionError
+def fail(_):
+    """Breaks a pass off."""
+    raise ZeroDivisionError
 
 
 @pytest.fixture
@@ -45,7 +35,7 @@ def test_both_equal_models_loaded_alone_in_any_order(pair, tiny_model, tiny_tune
     assert not torch.allclose(*values, atol=0.1) and words[0] != words[1]
     for i in (0, 1, 1, 0):
         assert torch.equal(capture_blocks(pair[i], rendered, LAYERS), values[i]) and answers(pair[i]) == words[i]
-        with contextlib.suppress(ZeroDivisionError), intervene(pair[i], Fails()):
+        with contextlib.suppress(ZeroDivisionError), intervene(pair[i], Change(fail)):
             answers(pair[i])
     check_same_family(*pair)
     assert [m.name for m in pair] == ["tiny", "tiny+adapter"] and pair[1].fingerprint == tiny_tuned.fingerprint
@@ -56,10 +46,10 @@ def test_edits_of_one_leave_the_other_alone(pair, tiny_adapter, rendered):
     base, tuned = pair
     plain = [capture_blocks(m, rendered, LAYERS) for m in pair]
     for edited, other, before, untouched in ((base, tuned, *plain), (tuned, base, *plain[::-1])):
-        with intervene(edited, Push()):
+        with intervene(edited, Change(lambda x: x + 1)):
             assert not torch.allclose(capture_blocks(edited, rendered, LAYERS)[1:], before[1:], atol=0.1)
             assert torch.equal(capture_blocks(other, rendered, LAYERS), untouched)
-    with intervene(base, Push()):
+    with intervene(base, Change(lambda x: x + 1)):
         late = with_adapter(base, tiny_adapter)
     assert torch.equal(capture_blocks(late, rendered, LAYERS), plain[1])  # the base's edits are not copied with it
 
