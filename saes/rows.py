@@ -47,7 +47,7 @@ def _chunks(source: Source, layer: int, where: Where) -> Iterator[Tensor]:
     if isinstance(source, Tensor):
         yield _plain(source, where)
         return
-    parts = [source] if isinstance(source, Activations) else source.iter_shards()
+    parts = [source] if isinstance(source, Activations) else source.iter_shards(layers=(layer,))
     for part in parts:
         values = part.at(layer)
         if part.pool not in ("tokens", "last_prompt"):

@@ -40,7 +40,7 @@ def row_vectors(source: Source, layer: int, *, means: bool = False) -> Iterator[
     if isinstance(source, Tensor) and source.ndim != 2:
         raise InputError(f"activations of shape {tuple(source.shape)}; give one vector a line, [vector d_model]")
     ids = conversation_ids(source)
-    chunks = source.iter_shards() if isinstance(source, ActivationStore) else [source]
+    chunks = source.iter_shards(layers=(layer,)) if isinstance(source, ActivationStore) else [source]
     for chunk in chunks:
         if isinstance(chunk, Tensor):
             index, values = ids, chunk
