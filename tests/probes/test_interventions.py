@@ -1,6 +1,7 @@
 """Edits at any site: with a cache and without, padded, checkpointed, in training, nested, in half precision."""
 
 from contextlib import nullcontext
+from functools import cache, partial
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from tests.probes.families import FAMILIES
 from tests.probes.operators import Change
 
 STEP = torch.linspace(-1, 1, 32)
-FEW = ("llama", "gemma2", "gpt2", "olmo2")
+FEW = ("gemma2", "gpt2", "olmo2")
 
 
 def push(site="resid_post", layers=(1, 2), positions="all", step=STEP):
@@ -24,9 +25,18 @@ def sites_of(model):
 
 @pytest.fixture(scope="module")
 def family(build_family, build_tokenizer):
-    """The function `family(name, **changes)` that makes a model of a family."""
-    tokenizer = build_tokenizer()
-    return lambda name, **changes: Model(build_family(name, tokenizer, **changes), tokenizer, name)
+    """The function `family(name, **changes)` that makes a model of a family; leave it as it is."""
+    return cache(partial(build_model, build_family, build_tokenizer()))
+
+
+@pytest.fixture(scope="module")
+def fresh(build_family, build_tokenizer):
+    """The same, with a model that may be changed."""
+    return partial(build_model, build_family, build_tokenizer())
+
+
+def build_model(build_family, tokenizer, name, **changes):
+    return Model(build_family(name, tokenizer, **changes), tokenizer, name)
 
 
 def rows(model, side="left"):
@@ -65,7 +75,7 @@ def test_adding_in_one_place_is_adding_in_another(family, name):
         assert not torch.allclose(found[0], logits_of(model, rendered)[real], atol=1e-1)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ["llama", "mixtral", "gpt_neox", *FEW])
 def test_what_is_written_is_read_and_goes_on(family, name):
     """A constant put at a site is what stands there; the rest of the block works on it, token by token alike."""
     model = family(name)
@@ -83,21 +93,22 @@ def test_what_is_written_is_read_and_goes_on(family, name):
             assert torch.allclose(post, (found[1, "resid_mid"] + found[1, "mlp_out"])[real], atol=1e-5)
 
 
-@pytest.mark.parametrize("site", SITES)
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize(
+    ("name", "site"), [*(("llama", site) for site in SITES), *((name, "resid_mid") for name in FEW)]
+)
 def test_generation_with_a_cache_equals_one_pass(family, name, site):
     """The model's own `generate`, with both kinds of cache, edits what one pass over its text edits."""
     model = family(name)
     rendered, step = rows(model), push(site, positions="response")
     options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "output_logits": True}
     found = []
-    for cache in ("dynamic", "static"):
+    for kind in ("dynamic", "static"):
         with intervene(model, step):
             found.append(
                 model.hf.generate(
                     rendered.input_ids,
                     attention_mask=rendered.attention_mask,
-                    cache_implementation=cache,
+                    cache_implementation=kind,
                     return_dict_in_generate=True,
                     disable_compile=True,
                     **options,
@@ -152,12 +163,13 @@ class Run:
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
-@pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("name", FEW)
-def test_checkpointing_changes_no_gradient(family, name, reentrant):
+@pytest.mark.parametrize(
+    ("name", "reentrant"), [("llama", False), ("llama", True), ("gemma2", False), ("olmo2", False), ("gpt2", True)]
+)
+def test_checkpointing_changes_no_gradient(fresh, name, reentrant):
     """Two passes with different masks, then one backward pass, after the contexts and inside another one."""
     quiet = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0} if name == "gpt2" else {}
-    runs = [Run(family(name, **quiet)), Run(family(name, **quiet), checkpointed=reentrant)]
+    runs = [Run(fresh(name, **quiet)), Run(fresh(name, **quiet), checkpointed=reentrant)]
     for run in runs:
         before = registered(run.model)
         loss = run.loss("left") + run.loss("right", sites=("attn_out",))
@@ -172,9 +184,9 @@ def test_checkpointing_changes_no_gradient(family, name, reentrant):
     assert functions == {"partial"}
 
 
-def test_checkpointing_switched_on_inside_a_context(family):
+def test_checkpointing_switched_on_inside_a_context(fresh):
     """The pass is remembered too where training begins inside; what lies outside of a context stays as it is."""
-    run, plain = Run(family("llama")), Run(family("llama"))
+    run, plain = Run(fresh("llama")), Run(fresh("llama"))
     with intervene(run.model, push("mlp_out")), intervene(run.model, push("mlp_out", step=2 * STEP)):
         run.model.hf.activation_checkpointing_enable()
         run.loss("left").backward()
@@ -187,9 +199,9 @@ def test_checkpointing_switched_on_inside_a_context(family):
 
 
 @pytest.mark.parametrize("site", SITES)
-def test_gradients_are_those_of_the_edited_function(family, site):
+def test_gradients_are_those_of_the_edited_function(fresh, site):
     """Against differences: the gradient by the step, in float64, where it starts from nothing."""
-    model = family("gpt2")
+    model = fresh("gpt2")
     model.hf.double()
     rendered = render(model.tokenizer, [Conversation.of("How are you?")])
     step = torch.zeros(32, dtype=torch.float64, requires_grad=True)
@@ -203,9 +215,9 @@ def test_gradients_are_those_of_the_edited_function(family, site):
     assert gradient.abs().max() > 1e-3
 
 
-def test_training_steers_as_a_plain_hook_does(family):
+def test_training_steers_as_a_plain_hook_does(fresh):
     """The gradients of a model that is trained while steered are those with a hook of torch's own."""
-    run, plain = Run(family("llama")), Run(family("llama"))
+    run, plain = Run(fresh("llama")), Run(fresh("llama"))
     with intervene(run.model, push(layers=(1,))):
         run.loss("left", sites=()).backward()
     hook = plain.model.blocks[1].register_forward_hook(
@@ -218,10 +230,10 @@ def test_training_steers_as_a_plain_hook_does(family):
 
 
 @pytest.mark.parametrize("site", SITES)
-@pytest.mark.parametrize("name", FEW)
-def test_half_precision_leaves_the_other_tokens_alone(family, name, site):
+@pytest.mark.parametrize("name", ["gpt2", "olmo2"])
+def test_half_precision_leaves_the_other_tokens_alone(fresh, name, site):
     """To the bit, at the block itself; and what is edited is what wide numbers give, cast once."""
-    model = family(name)
+    model = fresh(name)
     model.hf.to(torch.bfloat16)
     rendered = rows(model)
     wanted = [(1, site), (1, "attn_out"), (1, "resid_post")]
