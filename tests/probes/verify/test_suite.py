@@ -97,3 +97,9 @@ def test_the_model_is_left_as_it_was(tiny_model):
 def test_too_little_to_test(tiny_model):
     with pytest.raises(InputError, match="two or more"):
         self_test(tiny_model, [Conversation.of("Hi?", "Ho.")])
+
+
+def test_the_page_names_every_check_and_its_bug():
+    page = (Path(__file__).parents[3] / "docs" / "verify.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")] for line in page.splitlines() if line.startswith("| ")]
+    assert [(row[1], row[3]) for row in rows[1:]] == [(entry.name, entry.guards) for entry in SUITE]
