@@ -6,9 +6,10 @@ First job: the output of the middle block of a Llama of 100 million random param
 conversations of 40 to 64 tokens. All go from token ids to activations, but for repeng, which goes from texts to those
 of the last token. The limit is a model that has no further blocks, run without any hook.
 
-Second job: every token's activation at the middle block of a small Llama goes through `capture` into a store, for three
-numbers of tokens. `store.peak_mb` are the peaks of fresh processes, `store.growth` is the largest of them over the
-smallest, less one. `store.writing_over_reading` is the speed with a store over that of the same capture in memory.
+Second job: every token's activation at the middle block of a small Llama goes through `capture` into a store, for
+20,000, 100,000 and 500,000 tokens. `store.peak_mb` are the peaks of fresh processes, `store.growth` is the largest of
+them over the smallest, less one. `store.writing_over_reading` is the speed with a store over that of the same capture
+in memory.
 
 A ratio is a speed, their seconds over ours, round by round: above 1 ours is the faster. The figure is the median over
 the rounds, its interval a bootstrap over them (95 %).
@@ -48,7 +49,7 @@ class Size(Llama):
     stored: tuple[int, ...] = (20_000, 100_000, 500_000)
 
 
-QUICK = Size(width=192, depth=6, block=3, vocabulary=2048, longest=32, stored=(10_000, 30_000, 60_000))
+QUICK = Size(width=192, depth=6, block=3, vocabulary=2048, longest=32, stored=(10_000, 40_000))
 #: What is captured into a store: small, so that writing is a good part of the work.
 SMALL = Llama(width=128, depth=6, vocabulary=2048)
 SHARD, LENGTH = 2**12, 128  # tokens of a shard and of a stored conversation

@@ -78,8 +78,12 @@ def ratios(seconds: Mapping[str, list[float]], pairs: Mapping[str, tuple[str, st
 
 
 def own_peak_mb() -> float:
-    """Peak memory of this process so far, libraries included."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Peak memory of this process so far, libraries included; `ru_maxrss` would count its parent's at the start too."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    (line,) = (line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
 
 
 def child(script: str, *flags: str) -> float:

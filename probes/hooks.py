@@ -108,7 +108,7 @@ def find_points(model: Model, wanted: Sequence[tuple[int, Site]]) -> dict[tuple[
     for layer, site in wanted:
         check_layer(model, layer)
         check_site(site)
-    told: dict[Site, Point] = {**ENDS, **getattr(model, "sites", {})}
+    told: dict[Site, Point] = {**ENDS, **model.sites}
     layouts = _layouts(model, [layer for layer, site in wanted if site not in told])
     return {(i, site): told[site] if site in told else _point(model, layouts[i], i, site) for i, site in wanted}
 
