@@ -39,6 +39,7 @@ def compare(
         f"{found.only_a} pairs are {kind} in A alone, {found.only_b} in B alone: McNemar p = {found.mcnemar:.2g}; "
         f"sign test over questions p = {found.sign:.2g}",
         highlight=False,
+        soft_wrap=True,
     )
     if figure is not None:
         found.figure().write_html(figure, include_plotlyjs=True)

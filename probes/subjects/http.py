@@ -1,5 +1,6 @@
 """One request to an endpoint: tried again where that may help, cut off where the reply is too long or never ends."""
 
+import functools
 import http.client
 import json
 import random
@@ -127,14 +128,18 @@ def _opened(target: SplitResult, timeout: float | int) -> tuple[http.client.HTTP
     via = None if proxy_bypass(host) else getproxies().get(target.scheme)
     proxy = urlsplit(via if "//" in via else f"//{via}") if via else target
     if target.scheme == "https":
-        line = http.client.HTTPSConnection(
-            str(proxy.hostname), proxy.port, timeout=timeout, context=ssl.create_default_context()
-        )
+        line = http.client.HTTPSConnection(str(proxy.hostname), proxy.port, timeout=timeout, context=_tls())
         if via:
             line.set_tunnel(host, target.port)
         return line, target.path
     line = http.client.HTTPConnection(str(proxy.hostname), proxy.port, timeout=timeout)
     return line, target.geturl() if via else target.path
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """The machine's trusted certificates, read once."""
+    return ssl.create_default_context()
 
 
 def _hang_up(socks: list[socket.socket], late: threading.Event) -> None:
