@@ -107,3 +107,23 @@ def test_float16_that_overflows_is_named(tmp_path, tiny_model, tiny_conversation
     finally:
         weight.data = kept
     assert len(store) == 0
+
+
+def test_shards_that_were_dropped_come_back_the_same(tmp_path, tiny_model, tiny_conversations):
+    """Not put together with what is missing elsewhere, though all of it would fit into one shard."""
+    store = ActivationStore.create(tmp_path / "store", shard_tokens=400)
+    short = [Conversation.of("Hi?", f"Number {i}.") for i in range(2)]
+    for at in (0, 6, 12):  # three shards by hand: what lies between and behind them is left to the capture
+        rows = [short[0], *tiny_conversations, short[1]]
+        part = capture(tiny_model, rows, layers=(1,))
+        store.append(replace(part, conversation_index=part.conversation_index + at + 2))
+    rows = [short[i % 2] for i in range(22)]
+    capture(tiny_model, rows, layers=(1,), store=store)
+    spans = [shard.conversations for shard in store.shards]
+    assert spans == [((0, 2),), ((2, 8),), ((8, 14),), ((14, 20),), ((20, 22),)]
+    before = store.shards
+    for number in (0, 4):
+        (store.path / before[number].file).unlink()
+    assert len(store.drop_damaged()) == 2
+    capture(tiny_model, rows, layers=(1,), store=store)
+    assert store.shards == before
