@@ -90,16 +90,21 @@ class Tags(HTMLParser):
         self.text += data
 
 
-def test_hostile_text_is_data(tiny_model, probe):
+@pytest.mark.parametrize("whole", [False, True])  # cut into tokens by the tokenizer, or one token each
+def test_hostile_text_is_data(whole, tiny_model, probe):
     readout = read_tokens(tiny_model, probe, [Conversation.of(HOSTILE, HOSTILE)])
+    if whole:
+        row = TokenScores(0, (HOSTILE,) * 2, torch.tensor([-1.0, 2.0]).double(), torch.tensor([False, True]))
+        readout = replace(readout, rows=(row,) * 6, title="<script>alert(1)</script>")
     page = Tags()
     page.feed(readout._repr_html_())
     assert set(page.tags) <= {
         ("div", ()), ("div", ("style",)), ("p", ()), ("b", ()), ("small", ()), ("span", ("style", "title"))
     }  # fmt: skip
-    assert page.text.count(HOSTILE.replace("\x07", "\u2407")) == 2 and "grim<b>" in page.text
+    assert page.text.count(HOSTILE.replace("\x07", "\u2407")) == (12 if whole else 2) and "grim<b>" in page.text
     assert "\x07" not in readout.html() and readout.html().count("unicode-bidi:isolate") > 10
     figure = readout.figure()
+    assert "<script" not in figure.layout.title.text
     for trace in figure.data:
         assert not re.search(r"<(?!br>|extra>|/extra>)", "".join(trace.text or ()))
     assert "<b>" not in figure.layout.yaxis.title.text and "grim&lt;b&gt;" in figure.layout.yaxis.title.text
