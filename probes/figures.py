@@ -153,7 +153,7 @@ def tokens_figure(readout: "TokenReadout") -> go.Figure:
     return themed(figure, escape(readout.title))
 
 
-def _heat_map(grid: pd.DataFrame, form: str, *, zmin: float) -> go.Figure:
+def _heat_map(grid: pd.DataFrame, form: str, *, zmin: float | int) -> go.Figure:
     """Cells with their numbers in them, rows from the top; the darkest colour is 1."""
     figure = go.Figure(
         go.Heatmap(
