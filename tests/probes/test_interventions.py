@@ -1,52 +1,20 @@
-"""Edits at any site: with a cache and without, padded, checkpointed, in training, nested, in half precision."""
+"""Edits at any site: with a cache and without, padded, nested, in half precision; errors leave nothing behind."""
 
 from contextlib import nullcontext
-from functools import cache, partial
 
 import pytest
 import torch
 
-from probes import Conversation, InputError, Model, capture_blocks, capture_sites, intervene, render, teacher_forced
+from probes import InputError, capture_blocks, capture_sites, intervene, teacher_forced
 from probes.activations import SITES
 from tests.probes.families import FAMILIES
-from tests.probes.operators import Change
+from tests.probes.operators import STEP, Change, inputs, push, registered, rows
 
-STEP = torch.linspace(-1, 1, 32)
 FEW = ("gemma2", "gpt2", "olmo2")
-
-
-def push(site="resid_post", layers=(1, 2), positions="all", step=STEP):
-    return Change(lambda x: x + step, site, layers, positions)
 
 
 def sites_of(model):
     return [site for site in SITES if model.name != "gpt_neox" or site != "resid_mid"]
-
-
-@pytest.fixture(scope="module")
-def family(build_family, build_tokenizer):
-    """The function `family(name, **changes)` that makes a model of a family; leave it as it is."""
-    return cache(partial(build_model, build_family, build_tokenizer()))
-
-
-@pytest.fixture(scope="module")
-def fresh(build_family, build_tokenizer):
-    """The same, with a model that may be changed."""
-    return partial(build_model, build_family, build_tokenizer())
-
-
-def build_model(build_family, tokenizer, name, **changes):
-    return Model(build_family(name, tokenizer, **changes), tokenizer, name)
-
-
-def rows(model, side="left"):
-    return render(
-        model.tokenizer, [Conversation.of("How are you?", "Fine."), Conversation.of("Who?")], padding_side=side
-    )
-
-
-def inputs(rendered):
-    return {"attention_mask": rendered.attention_mask, "position_ids": rendered.position_ids}
 
 
 def logits_of(model, rendered, **more):
@@ -54,14 +22,10 @@ def logits_of(model, rendered, **more):
         return model.hf(rendered.input_ids, **inputs(rendered), **more).logits
 
 
-def registered(model):
-    return [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.hf.modules()]
-
-
 @pytest.mark.parametrize("name", FAMILIES)
-def test_adding_in_one_place_is_adding_in_another(family, name):
+def test_adding_in_one_place_is_adding_in_another(family_model, name):
     """What is added to a part is added to the sum: three pairs of sites that say the same."""
-    model = family(name)
+    model = family_model(name)
     rendered, real = rows(model), rows(model).attention_mask.bool()
     pairs = [(push("resid_pre", (2,)), push("resid_post", (1,))), (push("mlp_out"), push("resid_post"))]
     if "resid_mid" in sites_of(model):
@@ -76,9 +40,9 @@ def test_adding_in_one_place_is_adding_in_another(family, name):
 
 
 @pytest.mark.parametrize("name", ["llama", "mixtral", "gpt_neox", *FEW])
-def test_what_is_written_is_read_and_goes_on(family, name):
+def test_what_is_written_is_read_and_goes_on(family_model, name):
     """A constant put at a site is what stands there; the rest of the block works on it, token by token alike."""
-    model = family(name)
+    model = family_model(name)
     rendered = rows(model)
     real = rendered.attention_mask.bool()
     for site in sites_of(model):
@@ -96,9 +60,9 @@ def test_what_is_written_is_read_and_goes_on(family, name):
 @pytest.mark.parametrize(
     ("name", "site"), [*(("llama", site) for site in SITES), *((name, "resid_mid") for name in FEW)]
 )
-def test_generation_with_a_cache_equals_one_pass(family, name, site):
+def test_generation_with_a_cache_equals_one_pass(family_model, name, site):
     """The model's own `generate`, with both kinds of cache, edits what one pass over its text edits."""
-    model = family(name)
+    model = family_model(name)
     rendered, step = rows(model), push(site, positions="response")
     options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "output_logits": True}
     found = []
@@ -140,100 +104,11 @@ def test_padding_and_embeddings_do_not_matter(tiny_model, site, positions):
     assert torch.allclose(*found, atol=1e-4)
 
 
-class Run:
-    """Losses and gradients of a model in training, checkpointed or not, with a step that is trained too."""
-
-    def __init__(self, model, *, checkpointed=None):
-        self.model, self.step = model, torch.nn.Parameter(STEP.clone())
-        model.hf.train()
-        if checkpointed is not None:
-            model.hf.activation_checkpointing_enable({"use_reentrant": checkpointed})
-            model.hf.enable_input_require_grads()
-
-    def loss(self, side, *, sites=SITES):
-        rendered, step = rows(self.model, side), self.step
-        operators = [Change(lambda x: 0.7 * x + step, site, (0, 2), "last_prompt") for site in sites]
-        with intervene(self.model, *operators):
-            logits = self.model.hf(rendered.input_ids, **inputs(rendered)).logits
-        return (logits * rendered.attention_mask[..., None]).square().mean()
-
-    def gradients(self):
-        named = [*self.model.hf.named_parameters(), ("step", self.step)]
-        return {name: value.grad for name, value in named if value.grad is not None}
-
-
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
-@pytest.mark.parametrize(
-    ("name", "reentrant"), [("llama", False), ("llama", True), ("gemma2", False), ("olmo2", False), ("gpt2", True)]
-)
-def test_checkpointing_changes_no_gradient(fresh, name, reentrant):
-    """Two passes with different masks, then one backward pass, after the contexts and inside another one."""
-    quiet = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0} if name == "gpt2" else {}
-    runs = [Run(fresh(name, **quiet)), Run(fresh(name, **quiet), checkpointed=reentrant)]
-    for run in runs:
-        before = registered(run.model)
-        loss = run.loss("left") + run.loss("right", sites=("attn_out",))
-        assert registered(run.model) == before
-        with intervene(run.model, push("attn_out"), push("mlp_out", (0,))):  # not in force when the passes were run
-            loss.backward()
-    plain, checkpointed = (run.gradients() for run in runs)
-    assert plain.keys() == checkpointed.keys() and "step" in plain
-    for key, wanted in plain.items():
-        assert torch.allclose(checkpointed[key], wanted, atol=1e-4 * float(wanted.abs().max()) + 1e-9), key
-    functions = {type(block._gradient_checkpointing_func).__name__ for block in runs[1].model.blocks}
-    assert functions == {"partial"}
-
-
-def test_checkpointing_switched_on_inside_a_context(fresh):
-    """The pass is remembered too where training begins inside; what lies outside of a context stays as it is."""
-    run, plain = Run(fresh("llama")), Run(fresh("llama"))
-    with intervene(run.model, push("mlp_out")), intervene(run.model, push("mlp_out", step=2 * STEP)):
-        run.model.hf.activation_checkpointing_enable()
-        run.loss("left").backward()
-        run.loss("right").backward()
-    with intervene(plain.model, push("mlp_out", step=3 * STEP)):
-        (plain.loss("left") + plain.loss("right")).backward()
-    found, wanted = run.gradients(), plain.gradients()
-    assert all(torch.allclose(found[k], wanted[k], atol=1e-4 * float(wanted[k].abs().max())) for k in wanted)
-    assert all(type(block._gradient_checkpointing_func).__name__ == "partial" for block in run.model.blocks)
-
-
-@pytest.mark.parametrize("site", SITES)
-def test_gradients_are_those_of_the_edited_function(fresh, site):
-    """Against differences: the gradient by the step, in float64, where it starts from nothing."""
-    model = fresh("gpt2")
-    model.hf.double()
-    rendered = render(model.tokenizer, [Conversation.of("How are you?")])
-    step = torch.zeros(32, dtype=torch.float64, requires_grad=True)
-
-    def outputs(step):
-        with intervene(model, push(site, (1,), "last_prompt", step=step)):
-            return model.hf(rendered.input_ids, **inputs(rendered)).logits[:, -1, :3]
-
-    assert torch.autograd.gradcheck(outputs, step, fast_mode=True, atol=1e-6)
-    (gradient,) = torch.autograd.grad(outputs(step).sum(), step)
-    assert gradient.abs().max() > 1e-3
-
-
-def test_training_steers_as_a_plain_hook_does(fresh):
-    """The gradients of a model that is trained while steered are those with a hook of torch's own."""
-    run, plain = Run(fresh("llama")), Run(fresh("llama"))
-    with intervene(run.model, push(layers=(1,))):
-        run.loss("left", sites=()).backward()
-    hook = plain.model.blocks[1].register_forward_hook(
-        lambda _, __, out: out + STEP * rows(plain.model).attention_mask[..., None]
-    )
-    plain.loss("left", sites=()).backward()
-    hook.remove()
-    found, wanted = run.gradients(), plain.gradients()
-    assert found.keys() == wanted.keys() and all(torch.allclose(found[k], wanted[k], atol=1e-6) for k in wanted)
-
-
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("name", ["gpt2", "olmo2"])
-def test_half_precision_leaves_the_other_tokens_alone(fresh, name, site):
+def test_half_precision_leaves_the_other_tokens_alone(fresh_model, name, site):
     """To the bit, at the block itself; and what is edited is what wide numbers give, cast once."""
-    model = fresh(name)
+    model = fresh_model(name)
     model.hf.to(torch.bfloat16)
     rendered = rows(model)
     wanted = [(1, site), (1, "attn_out"), (1, "resid_post")]
@@ -274,9 +149,9 @@ def test_sites_are_edited_in_the_order_of_the_pass(tiny_model):
 
 
 @pytest.mark.parametrize("context", ["the edit", "the entry", "the pass"])
-def test_errors_leave_nothing_behind(family, context):
+def test_errors_leave_nothing_behind(family_model, context):
     """Whether an edit fails, a context cannot be entered, or a pass breaks off: no hook stays, no mask either."""
-    model = family("gpt_neox")
+    model = family_model("gpt_neox")
     rendered, before = rows(model), registered(model)
     plain = logits_of(model, rendered)
     broken = {
