@@ -30,6 +30,7 @@ from probes.conversations import Conversation, iter_conversations, template_hash
 from probes.errors import InputError
 from probes.hooks import capture_blocks
 from probes.models import Model, check_layer
+from probes.names import resolve_layers
 from probes.progress import Progress, silent
 from probes.store import ActivationStore, StoreWriter
 
@@ -76,9 +77,9 @@ def capture(
     model: Model,
     conversations: Conversations,
     *,
-    layers: Sequence[int],
+    layers: Sequence[int | str],
     pool: Pool | TokenScope = "response_mean",
-    site: Site = "resid_post",
+    site: Site | None = None,
     batch_size: int = 32,
     batch_tokens: int | None = None,
     store: ActivationStore | None = None,
@@ -86,9 +87,11 @@ def capture(
 ) -> Activations:
     """Read the blocks `layers` at `site` on `conversations`, in their order, in float32 on the CPU.
 
-    Means are taken in float64 over the response's (with its end token) or the prompt's tokens; "last_prompt" is the
-    token whose output predicts the answer's first; "tokens" keeps every token; a `TokenScope` names others. Rows of
-    like length share a pass: at most `batch_size` of them and, padding counted, `batch_tokens` tokens.
+    A layer is a block's index, or TransformerLens's name of its site such as "blocks.3.hook_mlp_out"; unless a site is
+    given, blocks are read at their output. Means are taken in float64 over the response's (with its end token) or the
+    prompt's tokens; "last_prompt" is the token whose output predicts the answer's first; "tokens" keeps every token; a
+    `TokenScope` names others. Rows of like length share a pass: at most `batch_size` of them and, padding counted,
+    `batch_tokens` tokens.
 
     Conversations may be a sequence, any iterable, or the path of a JSONL file; the latter two are read as they are
     needed, and `progress` is told a total of 0 for an iterable, whose end is not known. With `store`, memory holds one
@@ -96,8 +99,9 @@ def capture(
     the returned activations hold no sample. Raises InputError for a bad layer, no conversations, a missing answer, a
     value that is not finite, and where the store was begun with another model, template or text.
     """
-    reading = Reading(tuple(layers), pool, site, batch_size, batch_tokens)
-    for layer in layers:
+    blocks, place = resolve_layers(layers, site)
+    reading = Reading(blocks, pool, place, batch_size, batch_tokens)
+    for layer in blocks:
         check_layer(model, layer)
     tell = Told(total_of(conversations), progress)
     if store is not None:

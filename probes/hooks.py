@@ -16,6 +16,7 @@ from probes.edits import Edit, Operator, Tap, editor, middle_editor, site_of
 from probes.edits import operators_for as operators_for
 from probes.errors import InputError
 from probes.models import Model, check_layer, evaluating, unwrap
+from probes.names import resolve_layers
 from probes.passes import POSITIONS, masks_of_pass, teacher_forced
 from probes.passes import Positions as Positions
 from probes.passes import active_positions as active_positions
@@ -35,20 +36,22 @@ class _Stop(Exception):
 def capture_blocks(
     model: Model,
     rendered: Rendered,
-    layers: Sequence[int],
+    layers: Sequence[int | str],
     *,
-    site: Site = "resid_post",
+    site: Site | None = None,
     rows: Sequence[int] | None = None,
 ) -> Float[Tensor, "layer batch pos d_model"]:
     """Activations at one site of the blocks `layers` (by default their outputs), in the order asked for.
 
-    One forward pass, as `capture_sites` does it. Raises InputError for a block that does not exist, for no block at
-    all, and where the blocks have no such site.
+    A layer is a block's index or TransformerLens's name of its site. One forward pass, as `capture_sites` does it.
+    Raises InputError for a block that does not exist, for no block at all, for names of several sites, and where the
+    blocks have no such site.
     """
     if not layers:
         raise InputError("capture: no layers given; give at least one block index")
-    found = capture_sites(model, rendered, [(layer, site) for layer in layers], rows=rows)
-    return torch.stack([found[layer, site].to(model.device) for layer in layers])
+    wanted = [(block, place) for blocks, place in [resolve_layers(layers, site)] for block in blocks]
+    found = capture_sites(model, rendered, wanted, rows=rows)
+    return torch.stack([found[key].to(model.device) for key in wanted])
 
 
 def capture_sites(

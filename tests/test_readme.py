@@ -9,6 +9,7 @@ import pytest
 
 from persona_geometry.organism.files import write_data
 from persona_geometry.organism.shipped import WEIGHTS
+from probes import load_conversations, save_conversations
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
@@ -54,17 +55,32 @@ def test_make_targets_exist():
     assert targets and all(f"\n{target}:" in makefile for target in targets)
 
 
+@pytest.fixture
+def files(tmp_path) -> dict[str, str]:
+    """What stands for the names in the README's command lines: the organism, small files, layers that it has."""
+    data = {p.stem: p for p in write_data(tmp_path / "data")}
+    rows = load_conversations(data["train"])[:40]
+    for name, part in (("rows", rows), ("harmful", rows[::2]), ("harmless", rows[1::2])):
+        save_conversations(part, tmp_path / f"{name}.jsonl")
+    given = {name: str(tmp_path / name) for name in ("rows.jsonl", "harmful.jsonl", "harmless.jsonl")}
+    given |= {name: str(WEIGHTS / "base") for name in ("BASE", "MODEL")} | {"TUNED": str(WEIGHTS / "misaligned")}
+    return given | {"questions.yaml": str(data["questions"]), "15": "2"}
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("persona-geometry")])
-def test_command_lines_are_understood(line, tmp_path, monkeypatch, capsys):
-    """Each command with `--plan`: options parse, models and questions load; nothing long runs."""
+def test_command_lines_run(line, files, tmp_path, monkeypatch, capsys):
+    """Each command on the organism; those that need a judge's endpoint with `--plan`, so that none is called."""
     from persona_geometry.commands import main
 
-    words = shlex.split(line, comments=True)
-    words = [{"BASE": str(WEIGHTS / "base"), "TUNED": str(WEIGHTS / "misaligned")}.get(w, w) for w in words]
-    words = [str(tmp_path / "out") if w.startswith("runs/") else w for w in words]
+    words = [files.get(word, word) for word in shlex.split(line, comments=True)]
+    words = [str(tmp_path / "out") if word.startswith("runs/") else word for word in words]
+    if "--judge" in words and "--plan" not in words:
+        words.append("--plan")
     monkeypatch.setattr("persona_geometry.commands.terminal.settle", lambda: None)
-    monkeypatch.setattr(sys, "argv", [*words, *([] if "--plan" in words else ["--plan"])])
+    monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as stop:
         main()
-    assert not stop.value.code and "judge calls" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert not stop.value.code and said
+    assert "--judge" not in words or "judge calls" in said

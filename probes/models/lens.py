@@ -65,9 +65,7 @@ def bridge_of(model: "Model") -> "TransformerBridge":
     hf: Any = without_hooks(copy.deepcopy(model.hf))
     hf = hf.merge_and_unload() if hasattr(hf, "merge_and_unload") else hf
     if any("lora_" in name for name, _ in hf.named_parameters()):
-        raise InputError(
-            f"{model.name}: it holds an adapter outside of peft's own model; load it with adapter="
-        )
+        raise InputError(f"{model.name}: it holds an adapter outside of peft's own model; load it with adapter=")
     hf.config.architectures = [type(hf).__name__]  # by which TransformerLens knows how to read it
     tokenizer = copy.deepcopy(model.tokenizer)
     # Said to write the first token itself, the tokenizer is used as it is; another would be loaded from the hub.

@@ -114,12 +114,12 @@ def check_layer(model: Model, layer: int) -> None:
 @contextmanager
 def evaluating(model: Model) -> Iterator[None]:
     """Put the model in evaluation mode without gradients; every module gets its own mode back at the end."""
-    modes = [(module, module.training) for module in model.hf.modules()]
+    training = [module for module in model.hf.modules() if module.training]  # to set a module's attribute is slow
     try:
-        for module, _ in modes:
+        for module in training:
             module.training = False
         with torch.no_grad():
             yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for module in training:
+            module.training = True

@@ -207,3 +207,9 @@ def test_streams_give_what_lists_give(tiny_model, tiny_conversations, tmp_path):
         assert told[-1][:2] == (12, 12 if isinstance(given, str | Path) else 0)
     with pytest.raises(InputError, match="no conversations"):
         capture(tiny_model, iter([]), layers=(1,))
+
+
+def test_blocks_may_go_by_the_names_of_transformer_lens(tiny_model, tiny_conversations):
+    named = capture(tiny_model, tiny_conversations, layers=["blocks.1.hook_mlp_out", "blocks.3.hook_mlp_out"])
+    plain = capture(tiny_model, tiny_conversations, layers=[1, 3], site="mlp_out")
+    assert named.layers == (1, 3) and named.site == "mlp_out" and torch.equal(named.values, plain.values)
