@@ -49,7 +49,8 @@ def capture_blocks(
     """
     if not layers:
         raise InputError("capture: no layers given; give at least one block index")
-    wanted = [(block, place) for blocks, place in [resolve_layers(layers, site)] for block in blocks]
+    blocks, place = resolve_layers(layers, site)
+    wanted: list[tuple[int, Site]] = [(block, place) for block in blocks]
     found = capture_sites(model, rendered, wanted, rows=rows)
     return torch.stack([found[key].to(model.device) for key in wanted])
 
