@@ -1,6 +1,7 @@
 """Activations of conversations: read by hooks, pooled per conversation or kept per token, in memory or in a store."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -33,6 +34,7 @@ from probes.models import Model, check_layer
 from probes.names import resolve_layers
 from probes.progress import Progress, silent
 from probes.store import ActivationStore, StoreWriter
+from probes.store.journal import Shard
 
 CHUNK = 2**16  # tokens of a chunk where no store says so
 Places = dict[int, tuple[int, int]]  # conversation -> its samples, [start, stop)
@@ -191,11 +193,23 @@ def unheld(
 def _into(
     writer: StoreWriter, model: Model, conversations: Conversations, reading: Reading, tell: Callable[[int], object]
 ) -> None:
+    """A shard is written while the next one is read: the disk and its checksum cost next to no time."""
     writer.begin(reading.kind(model))
     wanted = unheld(checked(conversations, reading), writer, tell)
-    for chunk in chunks(rows_of(model.tokenizer, wanted, scope_of(reading.pool)), writer.shard_tokens):
-        read = read_chunk(model, chunk, reading, dtype=writer.dtype, tick=tell)
-        writer.append(read, data=chunk_digest(row.digest for row in chunk))
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        writing: list[Future[Shard]] = []
+        for chunk in chunks(rows_of(model.tokenizer, wanted, scope_of(reading.pool)), writer.shard_tokens):
+            read = read_chunk(model, chunk, reading, dtype=writer.dtype, tick=tell)
+            packed = writer.pack(read, data=chunk_digest(row.digest for row in chunk))
+            _written(writing)
+            writing.append(beside.submit(writer.put, packed))
+        _written(writing)
+
+
+def _written(writing: "list[Future[Shard]]") -> None:
+    """Wait for the shard that is being written. Raises InputError where the disk did not take it."""
+    while writing:
+        writing.pop().result()
 
 
 def _batch(model: Model, rows: Sequence[Row], reading: Reading) -> Float[Tensor, "layer sample d_model"]:

@@ -21,7 +21,7 @@ from probes.models import Model, check_layer
 from probes.progress import Progress, silent
 from probes.store import ActivationStore, Shard
 from probes.store.journal import parsed
-from probes.store.shards import write_shard
+from probes.store.shards import pack, write_packed
 
 
 class Workers(NamedTuple):
@@ -93,7 +93,7 @@ class _Worker:
         scope = scope_of(self.reading.pool)
         chunk = list(rows_of(self.model.tokenizer, enumerate(conversations, first), scope))
         read = read_chunk(self.model, chunk, self.reading, dtype=self.dtype)
-        return write_shard(self.folder, read, self.dtype, data=chunk_digest(row.digest for row in chunk))
+        return write_packed(self.folder, pack(read, self.dtype, data=chunk_digest(row.digest for row in chunk)))
 
 
 def _pipeline(

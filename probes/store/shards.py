@@ -40,29 +40,47 @@ def kind_of(activations: Activations) -> dict[str, Any]:
     return shared | {"layers": list(activations.layers), "d_model": activations.values.shape[-1]}
 
 
-def write_shard(folder: Path, activations: Activations, dtype: torch.dtype, *, data: str = "") -> Shard:
-    """Write activations as a shard of `folder` and return its line for the journal, which does not name it yet.
+@dataclass(frozen=True)
+class Packed:
+    """Activations as the tensors and the metadata of a shard, ready to be written."""
 
-    The same activations give the same bytes under the same name. Raises InputError for no sample, for a value that
-    `dtype` cannot hold, and where the disk takes no more.
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+    conversations: tuple[tuple[int, int], ...]
+    rows: int
+    data: str
+
+
+def pack(activations: Activations, dtype: torch.dtype, *, data: str = "") -> Packed:
+    """Make a shard of activations; `data` is the digest of their conversations' text.
+
+    Raises InputError for no sample, and for a value that `dtype` cannot hold.
     """
     if not len(activations):
-        raise InputError(f"{folder}: a shard without samples; append at least one")
-    tensors = _tensors(activations, dtype)
-    found = runs(activations.conversation_index.tolist())
+        raise InputError("a shard without samples; append at least one")
     # More than one key would come out in another order every time: safetensors keeps them in a hash map.
     note = {"format": FORMAT, "layer": "0-based decoder block"} | kind_of(activations)
     metadata = {"persona-geometry": json.dumps(note, sort_keys=True)}
+    found = tuple(runs(activations.conversation_index.tolist()))
+    return Packed(_tensors(activations, dtype), metadata, found, len(activations), data)
+
+
+def write_packed(folder: Path, packed: Packed) -> Shard:
+    """Write a shard into `folder` and return its line for the journal, which does not name it yet.
+
+    The same activations give the same bytes under the same name. Raises InputError where the disk takes no more.
+    """
+    stem = f"shard-{packed.conversations[0][0]:09d}"
     try:
-        with temporary_file(folder / f"shard-{found[0][0]:09d}.safetensors") as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+        with temporary_file(folder / f"{stem}.safetensors") as temporary:
+            save_file(dict(packed.tensors), temporary, metadata=dict(packed.metadata))
             digest, size = _sha256(temporary), temporary.stat().st_size
-            name = f"shard-{found[0][0]:09d}-{digest[:12]}.safetensors"
+            name = f"{stem}-{digest[:12]}.safetensors"
             publish(temporary, folder / name)
         _sync_folder(folder)
     except (OSError, SafetensorError) as error:
         raise disk_trouble(folder, error) from None
-    return Shard(name, len(activations), size, digest, found, data)
+    return Shard(name, packed.rows, size, digest, packed.conversations, packed.data)
 
 
 def read_shard(

@@ -14,8 +14,8 @@ from filelock import FileLock, Timeout
 from probes.activations import Activations
 from probes.errors import InputError
 from probes.io import read_json, write_json
-from probes.store.journal import Shard, append_line, is_shard, mend_journal, read_journal, runs
-from probes.store.shards import DTYPES, disk_trouble, kind_of, write_shard
+from probes.store.journal import Shard, append_line, is_shard, mend_journal, read_journal
+from probes.store.shards import DTYPES, Packed, disk_trouble, kind_of, pack, write_packed
 
 MANIFEST = "manifest.json"
 _LOCK, _HOLDER = "writer.lock", "writer.json"
@@ -72,9 +72,17 @@ class StoreWriter:
         Raises InputError where blocks, pool, site or template differ from those stored, where a conversation is there
         already, and where the disk takes no more; nothing is added then.
         """
+        return self.put(self.pack(activations, data=data))
+
+    def pack(self, activations: Activations, *, data: str = "") -> Packed:
+        """Make the shard that `put` writes, which may happen in another thread. Raises InputError as `append` does."""
         self.begin(kind_of(activations))
-        self._check_new(runs(activations.conversation_index.tolist()))
-        shard = write_shard(self.path, activations, self.dtype, data=data)
+        return pack(activations, self.dtype, data=data)
+
+    def put(self, packed: Packed) -> Shard:
+        """Write a packed shard, and name it. Raises InputError as `append` does."""
+        self._check_new(packed.conversations)
+        shard = write_packed(self.path, packed)
         self.record(shard)
         return shard
 
