@@ -18,8 +18,9 @@ help: ## list the targets
 demo: $(STAMP) ## the study of the embedded model organism -> runs/demo/report.html
 	$(BIN)/persona-geometry demo --out runs/demo
 
-test: $(STAMP) ## all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+test: export OMP_NUM_THREADS := 1
+test: $(STAMP) ## all tests but the slow ones, in two processes of one thread each
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup
 
 test-slow: $(STAMP) ## the slow tests: rebuilds the shipped weights
 	$(BIN)/python -m pytest -m slow

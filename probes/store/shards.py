@@ -128,7 +128,7 @@ def disk_trouble(folder: Path, error: Exception) -> InputError:
 
 def _tensors(activations: Activations, dtype: torch.dtype) -> dict[str, Tensor]:
     values = activations.values.to("cpu", dtype)
-    if not torch.isfinite(values).all():
+    if values.dtype != activations.values.dtype and not torch.isfinite(values).all():
         raise InputError(f"a value of these activations does not fit into {dtype}: use bfloat16 or float32")
     singles = {name: getattr(activations, name) for name in TOKEN_PARTS if getattr(activations, name) is not None}
     blocks = {f"block.{layer}": block for layer, block in zip(activations.layers, values, strict=True)}

@@ -5,10 +5,8 @@ with ours the weights, the tokenizer and the chat template, and nothing else. An
 generation prompt, the end token among them.
 """
 
-import importlib
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -171,6 +169,11 @@ RECIPES: dict[str, Callable[[SimpleNamespace, Rows, Rows, list[bool | None], int
 }
 
 
+def padded_on_the_right(rows, width):
+    """What puts the rows of a batch side by side, with the padding on the other side."""
+    return torch.stack([torch.nn.functional.pad(row, (0, width - len(row))) for row in rows])
+
+
 @pytest.mark.parametrize("change", ["none", "batches of 1", "batches of 3", "padding on the right", "another order"])
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe(name: str, change: str, models, expected, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +182,7 @@ def test_recipe(name: str, change: str, models, expected, monkeypatch: pytest.Mo
         bad, good = ([rows[i] for i in ORDER] for rows in (bad, good))
         shows = [SHOWS[i + side * len(ORDER)] for side in (0, 1) for i in ORDER]
     if change == "padding on the right":
-        monkeypatch.setattr(importlib.import_module("probes.capture"), "render", partial(render, padding_side="right"))
+        monkeypatch.setattr("probes.chunks._padded", padded_on_the_right)
     batch = int(change.removeprefix("batches of ")) if change.startswith("batches") else 32
     agrees(RECIPES[name](models, bad, good, shows, batch), expected[name])
 
@@ -252,7 +255,7 @@ def test_probe(change: str, models, plain, monkeypatch: pytest.MonkeyPatch) -> N
     weights = LogisticRegression(max_iter=1000).fit(standard, labels).coef_[0] / scaler.scale_
     order = list(range(len(rows)))[:: -1 if change == "another order" else 1]
     if change == "padding on the right":
-        monkeypatch.setattr(importlib.import_module("probes.capture"), "render", partial(render, padding_side="right"))
+        monkeypatch.setattr("probes.chunks._padded", padded_on_the_right)
     acts = capture(models.base, [rows[i] for i in order], layers=[PROBED]).at(PROBED)
     probe = PersonaProbe().fit(acts.numpy(), labels[order])
     found = probe_vector(probe, layer=PROBED, model=models.base, scale=SCALE).at(PROBED).double().numpy()
