@@ -144,10 +144,3 @@ def tiny_conversations() -> list[Conversation]:
 def scratch_folder(tmp_path: Path, tiny_folder: Path) -> Path:
     """A copy of the tiny model's folder that a test may change."""
     return Path(shutil.copytree(tiny_folder, tmp_path / "tiny"))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests that look at one study on one worker, so that the study runs once."""
-    for item in items:
-        if "small_study" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("study"))
