@@ -1,4 +1,4 @@
-"""Figures of SAE tables: what a fine-tune raised and lowered."""
+"""Bars of a model diff: what a fine-tune raised and what it lowered."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
