@@ -15,7 +15,7 @@ def capture(
     model: Annotated[str, typer.Argument(help="A hub id or a folder.")],
     conversations: Annotated[Path, typer.Argument(help="JSONL, a {'messages': [...]} a line.")],
     out: Annotated[Path, typer.Option(help="Folder of the store; one that was begun is continued.")],
-    layers: Annotated[str, typer.Option(help="Blocks, 0-based, by commas: 3,7.")],
+    layers: Annotated[str, typer.Option(help="Blocks, 0-based: `8`, `3,7` or `10-20`.")],
     site: Annotated[
         str, typer.Option(help="Where in a block: resid_pre, resid_mid, resid_post, attn_out, mlp_out.")
     ] = "resid_post",
@@ -42,10 +42,11 @@ def capture(
     from persona_geometry.commands.terminal import Bar, settle
 
     settle()
+    from persona_geometry.commands.blocks import named_blocks
     from probes.capture import Reading
 
     wanted: Any = {"pool": pool, "site": site, "batch_size": batch_size, "batch_tokens": batch_tokens}
-    reading = Reading(_layers(layers), **wanted)
+    reading = Reading(named_blocks(layers), **wanted)
     source = {"model": model, "adapter": adapter}
     store = _store(out, conversations, source, {"dtype": dtype, "shard_tokens": shard_tokens})
     if repair:
@@ -57,15 +58,6 @@ def capture(
         else:
             _spread(conversations, source, device, reading, store, bar, ray, workers)
     _say(store)
-
-
-def _layers(text: str) -> tuple[int, ...]:
-    from probes.errors import InputError
-
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"--layers {text}: give block numbers by commas, such as 3,7") from None
 
 
 def _store(out: Path, conversations: Path, source: dict[str, str | None], settings: dict[str, Any]) -> ActivationStore:

@@ -58,6 +58,7 @@ def probe(
     settle()
     from dataclasses import replace
 
+    from persona_geometry.commands.blocks import blocks_of
     from probes.capture import capture
     from probes.linear import CalibratedProbe, estimator_named, grouped_folds, sweep_layers
     from probes.models import load_model
@@ -65,7 +66,7 @@ def probe(
     chosen = estimator_named(estimator)
     choice, aside = grouped_folds(data.labels, data.groups, n_folds=folds, seed=seed)[0]
     loaded = load_model(model, device=device)
-    blocks = _blocks(layers, loaded.n_layers)
+    blocks = blocks_of(layers, loaded.n_layers)
     acts: Activations = capture(loaded, data.rows, layers=blocks, pool=pool, site=site)  # pyright: ignore[reportArgumentType]
     part, labels, units = _part(acts, choice), data.labels[choice], data.groups[choice]
     sweep = sweep_layers(part, labels, groups=units, estimator=chosen, n_folds=folds, seed=seed)
@@ -153,22 +154,6 @@ def _group(row: Conversation, key: str | None, place: str) -> str:
     if key is not None:
         return _value(row, key, place)
     return "\n".join(message["content"] for message in row.prompt.messages if message["role"] != "system")
-
-
-def _blocks(text: str, n_layers: int) -> list[int]:
-    """The blocks that `all`, `8`, `0,4,8` or `10-20` name."""
-    from probes.errors import InputError
-
-    if text == "all":
-        return list(range(n_layers))
-    try:
-        ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
-        found = sorted({block for part in ends for block in range(part[0], part[-1] + 1)})
-    except ValueError:
-        found = []
-    if not found or found[0] < 0 or found[-1] >= n_layers:
-        raise InputError(f"--layers {text}: give `all`, `8`, `0,4,8` or `10-20` of the blocks 0 to {n_layers - 1}")
-    return found
 
 
 def _part(activations: Activations, index: np.ndarray) -> Activations:

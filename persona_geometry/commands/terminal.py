@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,12 +40,24 @@ def settle() -> None:
     os.environ.setdefault("WANDB_MODE", "disabled")
     warnings.filterwarnings("ignore", module=r"(transformers|peft|transformer_lens|sae_lens|umap|numba|torch)\b")
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
-    warnings.formatwarning = lambda message, *_, **__: f"persona-geometry: {message}\n"
+    warnings.showwarning = _said_once()
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger().setLevel(logging.ERROR)
+
+
+def _said_once() -> Callable[..., None]:
+    """Print each warning in one line and once: Python forgets what it has said whenever a library changes a filter."""
+    said: set[str] = set()
+
+    def say(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            print(f"persona-geometry: {message}", file=sys.stderr)
+
+    return say
 
 
 class Stages:

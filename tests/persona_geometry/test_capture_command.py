@@ -63,7 +63,9 @@ def test_a_store_and_the_same_command_again(call, rows, tiny_folder, tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--layers", "one"), "--layers one: give block numbers by commas"),
+        (("--layers", "one"), "--layers one: give block numbers"),
+        (("--layers", "3-1"), "--layers 3-1: give block numbers"),
+        (("--layers", "1-2-3"), "--layers 1-2-3: give block numbers"),
         (("--layers", "9"), "layer 9: tiny has blocks 0 to 3"),
         (("--dtype", "int8"), "--dtype int8: use one of float32"),
         (("--dtype", "float32"), "--dtype float32: .* was begun with bfloat16"),
