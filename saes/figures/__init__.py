@@ -1,0 +1,3 @@
+"""Figures of SAE tables, one file a table."""
+
+from saes.figures.diff import latent_diff_figure as latent_diff_figure
