@@ -110,8 +110,13 @@ def _choose(pool: Tensor, size: int, n: int, generator: torch.Generator) -> Int[
         keys = torch.rand(n, len(pool), generator=generator, device=device)
         return pool[keys.argsort(dim=1)[:, :size].cpu()]
     chosen = torch.randint(0, len(pool), (n, size), generator=generator, device=device)
-    while (again := _repeats(chosen)).any():
-        chosen[again] = torch.randint(0, len(pool), (int(again.sum()),), generator=generator, device=device)
+    rows = torch.arange(n, device=device)
+    while len(rows):
+        part = chosen[rows]
+        again = _repeats(part)
+        part[again] = torch.randint(0, len(pool), (int(again.sum()),), generator=generator, device=device)
+        chosen[rows] = part
+        rows = rows[again.any(dim=1)]
     return pool[chosen.cpu()]
 
 

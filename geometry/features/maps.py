@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from plotly.graph_objects import Figure
 from torch import Tensor
 
-from geometry.features.distances import nearest, unit_rows
+from geometry.features.distances import unit_rows
+from geometry.features.neighbours import nearest
 from geometry.features.sets import FeatureSet
 from probes.errors import InputError
 
@@ -108,21 +109,17 @@ def neighbourhood(
     ids = torch.as_tensor(list(latents), dtype=torch.long, device=directions.device)
     if len(ids) == 0:
         raise InputError("no latents to take the neighbourhood of; give at least one")
-    found = nearest(directions, directions[ids], k=min(n + 1, len(directions)))
+    found = nearest(directions, min(n + 1, len(directions)), queries=directions[ids])
     return torch.cat([ids, found.index.flatten()]).unique().cpu()
 
 
 def _neighbours(unit: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Exact k nearest rows of each row as UMAP wants them: the row itself first, then cosine distances ascending."""
-    found = nearest(unit, unit, k=k)
+    found = nearest(unit, k - 1)
     own = torch.arange(len(unit), device=unit.device)[:, None]
-    index, similarity = found.index.clone(), found.similarity.clone()
-    lost = ~(index == own).any(dim=1)  # more than k copies of one direction: the row is not in its own list
-    index[lost, -1] = own[lost, 0]
-    similarity = similarity.masked_fill(index == own, torch.inf)
-    order = similarity.argsort(dim=1, descending=True, stable=True)
-    distances = (1 - similarity.gather(1, order)).clamp(min=0)
-    return index.gather(1, order).cpu().numpy(), distances.float().cpu().numpy()
+    distances = (1 - found.similarity).clamp(min=0)
+    index = torch.cat([own, found.index], dim=1)
+    return index.cpu().numpy(), torch.cat([torch.zeros_like(distances[:, :1]), distances], dim=1).float().cpu().numpy()
 
 
 def _umap(unit: Tensor, n_neighbors: int, min_dist: float, seed: int) -> np.ndarray:

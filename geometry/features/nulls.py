@@ -5,17 +5,19 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from plotly.graph_objects import Figure
 from torch import Tensor
 
-from geometry.features.distances import BLOCK, Aggregate, distance_table, similarities
+from geometry.features.causal import CausalProduct, Side
+from geometry.features.distances import Aggregate, distance_table, scored, side_directions
 from geometry.features.draws import FrequencyMatched, Null, Strata, null_draws, resamples
 from geometry.features.sets import FeatureSet, check_fits
 from probes.errors import InputError
 from saes.sae import SparseAutoencoder
 
 AGGREGATES: tuple[Aggregate, ...] = ("mean", "max", "top_q")
+ROUNDING = 1e-7  # of a cosine in float32: a draw this near to the effect has reached it
 _CELLS = 4_000_000  # numbers gathered at a time
 
 
@@ -86,11 +88,14 @@ def compare_sets(
     generator: torch.Generator,
     n_permutations: int = 10_000,
     null: Null = "label_permutation",
+    side: Side = "decoder",
+    product: CausalProduct | None = None,
 ) -> GeometryTable:
     """Compare how near two feature sets lie to a harmful one: effect = sim(inducing, harmful) - sim(benign, harmful).
 
-    sim is the mean over a set's latents of their decoder cosines to the harmful latents, aggregated by mean (the
-    headline), max and top_q (largest tenth). Each comparison is made twice: without the latents that both sets hold
+    sim is the mean over a set's latents of their cosines to the harmful latents, aggregated by mean (the headline), max
+    and top_q (largest tenth), of the decoder rows or of the other `side`, and by the Euclidean inner product or another
+    one (`causal_product`). Each comparison is made twice: without the latents that both sets hold
     and without harmful latents in either (the headline), and with them. The claim is that of arXiv 2605.00842; the
     test is our own, and takes the harmful set as given.
 
@@ -106,22 +111,22 @@ def compare_sets(
     if n_permutations < 1:
         raise InputError(f"n_permutations={n_permutations}; use at least 1")
     strata = {shared: _split(inducing, benign, harmful, shared) for shared in (False, True)}
-    alive = _alive(sae, null)
+    latents = torch.cat([one.latents for one in strata.values()]).unique()
+    scored_latents = latents if null == "label_permutation" else None
+    scores, alive = set_scores(sae, harmful, scored_latents, side=side, product=product)
+    check_alive(alive, latents, side)
     draws = {
         shared: null_draws(null, one, _eligible(alive, harmful, shared), n_permutations, generator)
         for shared, one in strata.items()
     }
-    used = torch.zeros(sae.d_sae, dtype=torch.bool)
-    for shared, one in strata.items():
-        used[one.latents] = used[draws[shared].flatten()] = True
-    scores = _scores(sae, harmful, used, alive)
     rows, nulls = [], []
     for with_shared, one in strata.items():
         table, effects = _compare(scores, one, draws[with_shared], generator)
         rows.append(table.assign(with_shared=with_shared, null=_name(null), n_harmful=len(harmful)))
         nulls.append(pd.DataFrame({"null": _name(null), "effect": effects}))
     sets = {"inducing": _kept(inducing, benign, harmful), "benign": _kept(benign, inducing, harmful)}
-    return GeometryTable(pd.concat(rows, ignore_index=True), nulls[0], distance_table(sae, sets, harmful), _name(null))
+    near = distance_table(sae, sets, harmful, side=side, product=product)
+    return GeometryTable(pd.concat(rows, ignore_index=True), nulls[0], near, _name(null))
 
 
 def _name(null: Null) -> str:
@@ -145,13 +150,6 @@ def _split(inducing: FeatureSet, benign: FeatureSet, harmful: FeatureSet, with_s
     return Strata(alone.index.sort().values, both, other.index.sort().values)
 
 
-def _alive(sae: SparseAutoencoder, null: Null) -> Tensor:
-    """Latents with a direction, among which a null may draw; not looked up where it only shuffles labels."""
-    if null == "label_permutation":
-        return torch.zeros(sae.d_sae, dtype=torch.bool)
-    return (torch.linalg.vector_norm(sae.W_dec, dim=1) > 0).cpu()
-
-
 def _eligible(alive: Tensor, harmful: FeatureSet, with_shared: bool) -> Tensor:
     """Which latents a random draw may take: the harmful ones only where shared ones stay."""
     eligible = alive.clone()
@@ -160,18 +158,33 @@ def _eligible(alive: Tensor, harmful: FeatureSet, with_shared: bool) -> Tensor:
     return eligible
 
 
-def _scores(
-    sae: SparseAutoencoder, harmful: FeatureSet, used: Tensor, alive: Tensor
-) -> Float[Tensor, "d_sae aggregate"]:
-    """Similarity of each `used` latent to the harmful set by each aggregate; others are zero or computed in passing."""
-    targets = sae.W_dec[harmful.index.to(sae.device)]
-    if alive.all() and 2 * int(used.sum()) > sae.d_sae:  # the whole dictionary costs less than gathering most of it
-        return similarities(sae.W_dec, targets, aggregates=AGGREGATES).double().cpu()
-    scores = torch.zeros(sae.d_sae, len(AGGREGATES), dtype=torch.float64)
-    for part in used.nonzero().squeeze(1).split(BLOCK):
-        directions = sae.W_dec[part.to(sae.device)]
-        scores[part] = similarities(directions, targets, aggregates=AGGREGATES).double().cpu()
-    return scores
+def set_scores(
+    sae: SparseAutoencoder,
+    harmful: FeatureSet,
+    latents: Tensor | None,
+    *,
+    side: Side = "decoder",
+    product: CausalProduct | None = None,
+) -> tuple[Float[Tensor, "d_sae aggregate"], Bool[Tensor, " d_sae"]]:
+    """Similarity of latents to the harmful set by each aggregate, float64, and which of them have a direction.
+
+    Of the given latents, else of the whole dictionary; what is not asked for is NaN and counts as without direction.
+    """
+    directions = side_directions(sae, side)
+    targets, wanted = directions[harmful.index.to(sae.device)], slice(None) if latents is None else latents
+    mine = directions if latents is None else directions[latents.to(sae.device)]
+    found, norms = scored(mine, targets, aggregates=AGGREGATES, side=side, product=product)
+    scores = torch.full((sae.d_sae, len(AGGREGATES)), torch.nan, dtype=torch.float64)
+    alive = torch.zeros(sae.d_sae, dtype=torch.bool)
+    scores[wanted], alive[wanted] = found.double().cpu(), ((norms > 0) & torch.isfinite(norms)).cpu()
+    return scores, alive
+
+
+def check_alive(alive: Tensor, latents: Tensor, side: str) -> None:
+    """`InputError` names a latent of a set that has no direction."""
+    dead = latents[~alive[latents]]
+    if len(dead):
+        raise InputError(f"the {side} direction of latent {int(dead[0])} is zero or NaN: it has no angle; drop it")
 
 
 def _means(scores: Tensor, draws: Int[Tensor, "draw latent"], weights: Tensor) -> Float[Tensor, "draw side aggregate"]:
@@ -188,7 +201,7 @@ def _compare(scores: Tensor, strata: Strata, draws: Tensor, generator: torch.Gen
     under_null = means[:, 0] - means[:, 1]
     resampled = _means(scores, resamples(strata, generator), strata.weights)
     low, high = (resampled[:, 0] - resampled[:, 1]).quantile(torch.tensor([0.025, 0.975]).double(), dim=0)
-    reached = (under_null >= effect - 1e-12).sum(dim=0)
+    reached = (under_null >= effect - ROUNDING).sum(dim=0)
     columns = {
         "inducing": observed[0],
         "benign": observed[1],

@@ -1,15 +1,14 @@
-"""Distances: cosines against a double loop, set aggregates, symmetry, exact neighbours at every block size."""
+"""Distances: cosines against a double loop, set aggregates against numpy, symmetry, what has no angle."""
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from sklearn.neighbors import NearestNeighbors
 
 from geometry.features import FeatureSet, distance_table, nearest, pairwise_cosine, set_distance, similarity_to
+from geometry.features.distances import Aggregate
 from probes.errors import InputError
 
 
@@ -34,11 +33,12 @@ def test_cosines_equal_a_double_loop():
 def test_similarity_to_a_set(block):
     a, b = random(10, 8), random(20, 8, seed=1)
     cosines = pairwise_cosine(a, b)
-    got = {name: similarity_to(a, b, aggregate=name, block=block) for name in ("mean", "max", "top_q", "centroid")}
+    got = {name: similarity_to(a, b, aggregate=name, block=block) for name in get_args(Aggregate)}
     unit = torch.nn.functional.normalize(b, dim=1)
     assert torch.allclose(got["mean"], cosines.mean(1), atol=1e-6)
     assert torch.allclose(got["max"], cosines.amax(1), atol=1e-6)
     assert torch.allclose(got["top_q"], cosines.sort(1, descending=True).values[:, :2].mean(1), atol=1e-6)
+    assert np.allclose(got["quantile"], np.quantile(cosines, 0.9, axis=1), atol=1e-6)
     assert torch.allclose(got["centroid"], pairwise_cosine(a, unit.mean(0)[None])[:, 0], atol=1e-6)
 
 
@@ -79,35 +79,6 @@ def test_distance_table_has_a_row_per_latent(sae):
     assert np.allclose(table.similarity, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("block", [1, 7, 64, 1000])
-def test_neighbours_equal_a_brute_force_search(block):
-    directions, queries = random(200, 12), random(9, 12, seed=4)
-    found = nearest(directions, queries, k=5, block=block)
-    distance, index = (
-        NearestNeighbors(n_neighbors=5, metric="cosine", algorithm="brute").fit(directions).kneighbors(queries)
-    )
-    assert found.index.tolist() == index.tolist()
-    assert np.allclose(1 - found.similarity.numpy(), distance, atol=1e-6)
-
-
-@settings(deadline=None, max_examples=25)
-@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 15), st.integers(0, 1000))
-def test_neighbours_are_the_largest_cosines(n, k, block, seed):
-    directions = random(n, 4, seed=seed)
-    k = min(k, n)
-    found = nearest(directions, directions[:3], k=k, block=block)
-    best = pairwise_cosine(directions[:3], directions).sort(dim=1, descending=True).values[:, :k]
-    assert torch.allclose(found.similarity, best, atol=1e-5)
-    assert all(len(set(row)) == k for row in found.index.tolist())
-
-
-def test_neighbours_of_half_precision_and_duplicates():
-    directions = random(30, 8).half()
-    assert nearest(directions, directions, k=1).index[:, 0].tolist() == list(range(30))
-    same = torch.ones(4, 8)
-    assert nearest(same, same[:1], k=4).similarity.tolist() == [pytest.approx([1] * 4)]
-
-
 def with_row(value, row=3, rows=10):
     directions = random(rows, 8)
     directions[row] = value
@@ -122,8 +93,9 @@ def test_a_direction_without_an_angle_is_named(value, message):
         lambda: pairwise_cosine(good, broken),
         lambda: similarity_to(broken, good, block=2),
         lambda: similarity_to(good, broken),
-        lambda: nearest(broken, good, k=1, block=2),
-        lambda: nearest(good, broken, k=1),
+        lambda: nearest(broken, 1, block=2),
+        lambda: nearest(broken, 1, queries=good, block=2),
+        lambda: nearest(good, 1, queries=broken),
     ):
         with pytest.raises(InputError, match=message):
             attempt()
@@ -131,9 +103,6 @@ def test_a_direction_without_an_angle_is_named(value, message):
 
 def test_bad_questions_are_refused(sae):
     good, pair = random(4, 8), FeatureSet.of(sae, (1, 2))
-    for k in (0, 5):
-        with pytest.raises(InputError, match=f"k={k}"):
-            nearest(good, good, k=k)
     with pytest.raises(InputError, match="cancel out"):
         similarity_to(good, torch.stack([good[0], -good[0]]), aggregate="centroid")
     with pytest.raises(InputError, match="is no share"):
