@@ -1,0 +1,33 @@
+"""Where a published SAE's latents are shown on Neuronpedia, by sae-lens's directory of releases."""
+
+import re
+
+from probes.errors import InputError
+
+SITE = "https://www.neuronpedia.org"
+
+
+def neuronpedia_id(release: str, sae_id: str) -> str | None:
+    """The name `modelId/saeId` under which Neuronpedia shows an SAE, or None where sae-lens knows of none.
+
+    `release` is a name of sae-lens's directory or a hub repository, `sae_id` an SAE's id or path in it. Importing
+    sae-lens takes seconds; nothing is fetched.
+    """
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    for name, found in get_pretrained_saes_directory().items():
+        if release in (name, found.repo_id):
+            for key, path in found.saes_map.items():
+                if sae_id in (key, path) and found.neuronpedia_id.get(key):
+                    return found.neuronpedia_id[key]
+    return None
+
+
+def neuronpedia_link(name: str, latent: int) -> str:
+    """The address of a latent's page: `name` is `modelId/saeId`, the index of the latent follows (their mapping).
+
+    Raises InputError for a name of another form.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*", name):
+        raise InputError(f"neuronpedia {name!r}: give modelId/saeId, such as gemma-2-2b/20-gemmascope-res-16k")
+    return f"{SITE}/{name}/{int(latent)}"
