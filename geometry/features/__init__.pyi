@@ -30,6 +30,8 @@ from .filtering import random_rows_like as random_rows_like
 from .filtering import row_auroc as row_auroc
 from .filtering import score_rows as score_rows
 from .filtering import scores_agree as scores_agree
+from .identify import identify_features as identify_features
+from .identify import statistics_table as statistics_table
 from .maps import DecoderMap as DecoderMap
 from .maps import decoder_map as decoder_map
 from .maps import neighbourhood as neighbourhood
@@ -37,5 +39,6 @@ from .neighbours import Neighbours as Neighbours
 from .neighbours import nearest as nearest
 from .nulls import GeometryTable as GeometryTable
 from .nulls import compare_sets as compare_sets
+from .overlap import disjoint as disjoint
+from .overlap import overlap_table as overlap_table
 from .sets import FeatureSet as FeatureSet
-from .sets import identify_features as identify_features

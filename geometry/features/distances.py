@@ -51,7 +51,7 @@ def check_norms(norms: Float[Tensor, " feature"], first: int = 0) -> None:
 
 
 def pairwise_cosine(a: Float[Tensor, "a d_model"], b: Float[Tensor, "b width"]) -> Float[Tensor, "a b"]:
-    """Cosine of every row of `a` with every row of `b`, in [-1, 1]. `InputError` on zero or NaN rows and on two widths."""
+    """Cosine of each row of `a` with each of `b`, in [-1, 1]. `InputError` on zero or NaN rows and on two widths."""
     check_widths(a, b)
     return (unit_rows(a) @ unit_rows(b).T).clamp(-1, 1)
 

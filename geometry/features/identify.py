@@ -1,91 +1,88 @@
-"""Which latents tell positive rows from negative ones: four statistics that are all linear in the row labels."""
+"""How a feature set is identified: the latents that one set of rows fires more than another."""
 
-import math
-from typing import NamedTuple
-
-import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from geometry.features.ranking import CENTRE, STATISTICS, contrast, rank_latents
+from geometry.features.rows import Source, row_latents
+from geometry.features.sets import FeatureSet, sae_digest, sae_name
+from probes.activations import Activations
 from probes.errors import InputError
-
-STATISTICS = ("mean_diff", "freq_diff", "auroc", "corr")
-BLOCK = 8192
-
-
-class Ranked(NamedTuple):
-    """The chosen latents, their effects and their p-values (1 where no shuffle was made)."""
-
-    latents: tuple[int, ...]
-    effect: tuple[float, ...]
-    p: tuple[float, ...]
+from probes.store import ActivationStore
+from saes.sae import SparseAutoencoder
 
 
-def rank_latents(
-    positive: Float[Tensor, "positive d_sae"],
-    negative: Float[Tensor, "negative d_sae"],
+def identify_features(
+    positive: Float[Tensor, "positive d_model"] | Activations | ActivationStore,
+    negative: Float[Tensor, "negative d_model"] | Activations | ActivationStore,
+    sae: SparseAutoencoder,
     *,
-    k: int,
-    statistic: str,
-    n: int,
-    generator: torch.Generator | None,
-) -> Ranked:
-    """The k latents of largest statistic; ties go to the lower latent id.
+    k: int = 100,
+    statistic: str = "mean_diff",
+    n_permutations: int = 1000,
+    generator: torch.Generator | None = None,
+    data: str = "",
+) -> FeatureSet:
+    """The k latents that respond most to the positive rows as against the negative ones.
 
-    Every statistic is (mean over positive rows - mean over negative rows) of a transform of the latents that does not
-    look at the labels, so all n label shuffles of a block of latents are one matrix product; memory is
-    (n + rows) * 8,192 numbers at any d_sae.
+    A row is one conversation: its latents are averaged over the response tokens (`rows.row_latents`), or are those of
+    the last prompt token; each line of a bare tensor is a row. Statistics, all
+    larger where the positive rows fire the latent more: `mean_diff` (difference of means), `freq_diff` (difference of
+    the share of rows in which it fires), `auroc` (chance that a positive row exceeds a negative one, 0.5 = none) and
+    `corr` (point-biserial correlation). The k = 100 default is that of arXiv 2605.00842; the statistic it used is not
+    known to us, so these definitions are our own.
+
+    With a `generator`, p-values come from `n_permutations` shuffles of the row labels: p = (1 + number of shuffles
+    whose largest statistic over all latents reaches this one) / (1 + n), so they are corrected for the choice among
+    d_sae latents. Without one, `p` is None. `q` is the false discovery rate by Benjamini and Hochberg over the tests of
+    all latents that fire (`ranking.contrast`). The set remembers the SAE by name and digest, the number of rows, and
+    `data`, the caller's words for where they come from.
+    `InputError` on fewer than 2 rows a side, on NaN, and where fewer than k latents lean to the positive side.
     """
-    values = torch.cat([positive, negative])
-    weights = _label_weights(len(positive), len(negative), n, generator).to(values)
-    effect, largest = [], torch.full((n,), -math.inf, dtype=values.dtype, device=values.device)
-    for block in values.split(BLOCK, dim=1):
-        differences = weights @ _transform(block, len(positive), statistic)
-        effect.append(differences[0])
-        if n:
-            largest = torch.maximum(largest, differences[1:].amax(dim=1))
-    return _choose(torch.cat(effect), largest, k=k, centre=0.5 if statistic == "auroc" else 0.0)
+    if statistic not in STATISTICS:
+        raise InputError(f"unknown statistic {statistic!r}; use one of {', '.join(STATISTICS)}")
+    if not 1 <= k <= sae.d_sae:
+        raise InputError(f"k={k} latents asked of an SAE that has {sae.d_sae}; use 1 to {sae.d_sae}")
+    rows = _sides(positive, negative, sae)
+    n = n_permutations if generator is not None else 0
+    found = rank_latents(*rows, k=k, statistic=statistic, n=n, generator=generator)
+    made = {"data": data, "positive": len(rows[0]), "negative": len(rows[1]), "shuffles": n}
+    return FeatureSet(
+        sae_name(sae),
+        sae.layer,
+        found.latents,
+        statistic,
+        found.effect,
+        found.p if n else None,
+        sae.d_sae,
+        q=found.q,
+        sae_digest=sae_digest(sae),
+        made=made,
+    )
 
 
-def _choose(effect: Tensor, largest: Tensor, *, k: int, centre: float) -> Ranked:
-    tiny = 1e-12 * max(1.0, float(effect.abs().max()))
-    leaning = int((effect > tiny).sum())
-    if leaning < k:
-        raise InputError(f"k={k} latents asked, but only {leaning} respond more to the positive rows; lower k")
-    order = torch.argsort(effect, descending=True, stable=True)[:k]
-    top = effect[order]
-    reached = (largest[None, :] >= top[:, None] - tiny).sum(dim=1)
-    p = (1 + reached.double()) / (1 + len(largest))
-    return Ranked(tuple(order.tolist()), tuple((top + centre).tolist()), tuple(p.tolist()))
+def statistics_table(positive: Source, negative: Source, sae: SparseAutoencoder) -> pd.DataFrame:
+    """Every statistic of every latent that fires: do they agree on which latents the data speaks to?
+
+    Columns `latent`, and for each of `STATISTICS` its value, `p_` and `q_` of it (`ranking.contrast`); sorted by
+    `mean_diff`, largest first. Rows and errors as in `identify_features`.
+    """
+    rows = _sides(positive, negative, sae)
+    fires = (torch.cat(rows) != 0).any(dim=0).cpu()
+    columns: dict[str, Tensor] = {"latent": fires.nonzero().squeeze(1)}
+    for name in STATISTICS:
+        found = contrast(*rows, statistic=name)
+        values = {name: found.effect.cpu() + CENTRE.get(name, 0.0), f"p_{name}": found.p, f"q_{name}": found.q}
+        columns |= {column: numbers[fires] for column, numbers in values.items()}
+    table = pd.DataFrame({column: numbers.numpy() for column, numbers in columns.items()})
+    return table.sort_values("mean_diff", ascending=False, kind="stable", ignore_index=True)
 
 
-def _label_weights(n_positive: int, n_negative: int, n: int, generator: torch.Generator | None) -> Tensor:
-    """`[1 + n, rows]`: the true labels first, then n shuffles; each line takes a difference of means."""
-    sides = ((n_positive, 1 / n_positive), (n_negative, -1 / n_negative))
-    line = torch.cat([torch.full((rows,), value, dtype=torch.float64) for rows, value in sides])
-    if not n or generator is None:
-        return line[None]
-    order = torch.rand(n, len(line), generator=generator, device=generator.device).argsort(dim=1).cpu()
-    return torch.cat([line[None], line[order]])
-
-
-def _transform(values: Float[Tensor, "rows block"], n_positive: int, statistic: str) -> Float[Tensor, "rows block"]:
-    rows = len(values)
-    if statistic == "mean_diff":
-        return values
-    if statistic == "freq_diff":
-        return (values > 0).to(values.dtype)
-    if statistic == "auroc":  # AUROC - 1/2 = (mean positive rank - mean negative rank) / rows, ties at mid-rank
-        return _midranks(values) / rows
-    # point-biserial r = difference of means / population sd * sqrt(n+ n-) / rows
-    sd = values.std(dim=0, correction=0)
-    scale = math.sqrt(n_positive * (rows - n_positive)) / rows
-    return torch.where(sd > 0, values / sd.where(sd > 0, torch.ones_like(sd)), torch.zeros_like(values)) * scale
-
-
-def _midranks(values: Tensor) -> Tensor:
-    from scipy.stats import rankdata
-
-    ranks = np.asarray(rankdata(values.cpu().numpy(), axis=0))
-    return torch.from_numpy(ranks).to(values)
+def _sides(positive: Source, negative: Source, sae: SparseAutoencoder) -> tuple[Tensor, Tensor]:
+    sides = {"positive": row_latents(positive, sae), "negative": row_latents(negative, sae)}
+    for side, values in sides.items():
+        if len(values) < 2:
+            raise InputError(f"{len(values)} {side} row(s): a contrast needs at least 2 rows a side")
+    return sides["positive"], sides["negative"]

@@ -1,32 +1,32 @@
-"""FeatureSet: latents of one SAE that belong together, with the statistic that chose them, and how they are chosen."""
+"""FeatureSet: latents of one SAE that belong together, with the statistic that chose them and where they come from."""
 
+import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from plotly.graph_objects import Figure
 from torch import Tensor
 
-from geometry.features.identify import STATISTICS, rank_latents
-from geometry.features.rows import row_latents
-from probes.activations import Activations
 from probes.errors import InputError
 from probes.io import read_json, write_json
-from probes.store import ActivationStore
 from saes.sae import SparseAutoencoder
 
-FORMAT = "persona-geometry/features/1"
+FORMAT = "persona-geometry/features/2"
+SAMPLED = 256  # latents that an SAE's digest reads
 
 
 @dataclass(frozen=True)
 class FeatureSet:
     """Distinct latents of one SAE, strongest first, with the effect and p-value that chose each.
 
-    `p` is None where no test was made. `statistic` is one of `identify.STATISTICS`, or a word of the caller's own.
+    `p` is the family-wise p (of the largest of all latents), `q` the false discovery rate at which the latent is taken;
+    None where no test was made. `statistic` is one of `ranking.STATISTICS`, or a word of the caller's own. `sae_digest`
+    tells SAEs of one name apart; `made` says from what data, of how many rows.
     """
 
     sae_name: str
@@ -36,10 +36,13 @@ class FeatureSet:
     effect: tuple[float, ...]
     p: tuple[float, ...] | None
     d_sae: int
+    q: tuple[float, ...] | None = None
+    sae_digest: str = ""
+    made: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         _check_latents(self.latents, self.d_sae)
-        for name, values in (("effect", self.effect), ("p", self.p)):
+        for name, values in (("effect", self.effect), ("p", self.p), ("q", self.q)):
             _check_values(name, values, len(self.latents))
 
     @classmethod
@@ -74,6 +77,12 @@ class FeatureSet:
         """The first (strongest) n latents."""
         return self._only(range(min(n, len(self))))
 
+    def significant(self, rate: float = 0.05) -> "FeatureSet":
+        """The latents whose q is at most `rate`: of these about that share is expected to be there by chance."""
+        if self.q is None:
+            raise InputError("this feature set was not tested: it has no q; identify it with identify_features")
+        return self._only(i for i, q in enumerate(self.q) if q <= rate)
+
     def without(self, other: "FeatureSet") -> "FeatureSet":
         """This set less the latents that `other` holds too."""
         check_same_sae(self, other)
@@ -103,10 +112,11 @@ class FeatureSet:
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
             raise InputError(f"{path} is no feature set: format {FORMAT!r} expected")
         try:
-            p = None if raw["p"] is None else tuple(map(float, raw["p"]))
+            p, q = (None if raw[name] is None else tuple(map(float, raw[name])) for name in ("p", "q"))
             latents, effect = tuple(map(int, raw["latents"])), tuple(map(float, raw["effect"]))
-            return cls(raw["sae_name"], raw["layer"], latents, raw["statistic"], effect, p, raw["d_sae"])
-        except (KeyError, TypeError) as error:
+            named = {name: raw[name] for name in ("sae_name", "layer", "statistic", "d_sae", "sae_digest", "made")}
+            return cls(**named, latents=latents, effect=effect, p=p, q=q)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} is a damaged feature set ({error}); write it again") from error
 
     def figure(self) -> Figure:
@@ -117,9 +127,9 @@ class FeatureSet:
 
     def _only(self, keep: Iterable[int]) -> "FeatureSet":
         rows = list(keep)
-        p = None if self.p is None else tuple(self.p[i] for i in rows)
+        p, q = (None if x is None else tuple(x[i] for i in rows) for x in (self.p, self.q))
         latents, effect = tuple(self.latents[i] for i in rows), tuple(self.effect[i] for i in rows)
-        return FeatureSet(self.sae_name, self.layer, latents, self.statistic, effect, p, self.d_sae)
+        return replace(self, latents=latents, effect=effect, p=p, q=q)
 
     def _repr_html_(self) -> str:
         head = f"<b>{len(self)} latents</b> of {escape(self.sae_name)}, block {self.layer}, by {escape(self.statistic)}"
@@ -135,6 +145,15 @@ def sae_name(sae: SparseAutoencoder) -> str:
     return sae.name or f"{sae.model_name}/{sae.hook}"
 
 
+def sae_digest(sae: SparseAutoencoder) -> str:
+    """Sixteen hex digits of an SAE's weights: of 256 evenly spaced latents, rounded so that number types agree."""
+    rows = torch.linspace(0, sae.d_sae - 1, min(SAMPLED, sae.d_sae)).round().long().to(sae.device)
+    digest = hashlib.sha256(f"{sae.kind} {sae.layer} {sae.d_model} {sae.d_sae}".encode())
+    for part in (sae.W_enc[:, rows], sae.W_dec[rows], sae.b_enc[rows]):
+        digest.update(part.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def check_same_sae(a: FeatureSet, b: FeatureSet) -> None:
     """`InputError` unless both sets index the latents of the same SAE."""
     if (a.sae_name, a.layer, a.d_sae) != (b.sae_name, b.layer, b.d_sae):
@@ -142,52 +161,18 @@ def check_same_sae(a: FeatureSet, b: FeatureSet) -> None:
             f"feature sets of different SAEs: {a.sae_name} block {a.layer} ({a.d_sae} latents) and "
             f"{b.sae_name} block {b.layer} ({b.d_sae} latents); identify both with one SAE"
         )
+    if a.sae_digest and b.sae_digest and a.sae_digest != b.sae_digest:
+        raise InputError(
+            f"two SAEs go by the name {a.sae_name}: weights {a.sae_digest} and {b.sae_digest}; identify both with one"
+        )
 
 
 def check_fits(features: FeatureSet, sae: SparseAutoencoder, role: str) -> None:
     """`InputError` unless `features` is a non-empty set of latents of `sae`; `role` names it in the message."""
-    check_same_sae(features, FeatureSet.of(sae, ()))
+    known = sae_digest(sae) if features.sae_digest else ""
+    check_same_sae(features, replace(FeatureSet.of(sae, ()), sae_digest=known))
     if not features.latents:
         raise InputError(f"the {role} feature set is empty; identify at least one latent")
-
-
-def identify_features(
-    positive: Float[Tensor, "positive d_model"] | Activations | ActivationStore,
-    negative: Float[Tensor, "negative d_model"] | Activations | ActivationStore,
-    sae: SparseAutoencoder,
-    *,
-    k: int = 100,
-    statistic: str = "mean_diff",
-    n_permutations: int = 1000,
-    generator: torch.Generator | None = None,
-) -> FeatureSet:
-    """The k latents that respond most to the positive rows as against the negative ones.
-
-    A row is one conversation: its latents are averaged over the response tokens (`rows.row_latents`), or are those of
-    the last prompt token; each line of a bare tensor is a row. Statistics, all
-    larger where the positive rows fire the latent more: `mean_diff` (difference of means), `freq_diff` (difference of
-    the share of rows in which it fires), `auroc` (chance that a positive row exceeds a negative one, 0.5 = none) and
-    `corr` (point-biserial correlation). The k = 100 default is that of arXiv 2605.00842; the statistic it used is not
-    known to us, so these definitions are our own.
-
-    With a `generator`, p-values come from `n_permutations` shuffles of the row labels: p = (1 + number of shuffles
-    whose largest statistic over all latents reaches this one) / (1 + n), so they are corrected for the choice among
-    d_sae latents. Without one, `p` is None.
-    `InputError` on fewer than 2 rows a side, on NaN, and where fewer than k latents lean to the positive side.
-    """
-    if statistic not in STATISTICS:
-        raise InputError(f"unknown statistic {statistic!r}; use one of {', '.join(STATISTICS)}")
-    if not 1 <= k <= sae.d_sae:
-        raise InputError(f"k={k} latents asked of an SAE that has {sae.d_sae}; use 1 to {sae.d_sae}")
-    sides = {"positive": row_latents(positive, sae), "negative": row_latents(negative, sae)}
-    for side, values in sides.items():
-        if len(values) < 2:
-            raise InputError(f"{len(values)} {side} row(s): a contrast needs at least 2 rows a side")
-    n = n_permutations if generator is not None else 0
-    chosen = rank_latents(sides["positive"], sides["negative"], k=k, statistic=statistic, n=n, generator=generator)
-    return FeatureSet(
-        sae_name(sae), sae.layer, chosen.latents, statistic, chosen.effect, chosen.p if n else None, sae.d_sae
-    )
 
 
 def _check_latents(latents: tuple[int, ...], d_sae: int) -> None:
@@ -200,7 +185,7 @@ def _check_latents(latents: tuple[int, ...], d_sae: int) -> None:
 
 
 def _check_values(name: str, values: tuple[float, ...] | None, n: int) -> None:
-    if values is None and name == "p":
+    if values is None and name != "effect":
         return
     if values is None or len(values) != n:
         raise InputError(f"{name} has {0 if values is None else len(values)} values for {n} latents; give one each")

@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy.stats import pearsonr
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from geometry.features import FeatureSet, identify_features
-from geometry.features.identify import STATISTICS, rank_latents
+from geometry.features import FeatureSet, disjoint, identify_features, overlap_table, statistics_table
+from geometry.features.ranking import STATISTICS, contrast, rank_latents
 from geometry.features.rows import row_latents
+from geometry.features.sets import check_fits
 from probes.capture import capture
 from probes.errors import InputError
 from probes.store import ActivationStore
@@ -27,7 +28,7 @@ def reference(statistic: str, positive: np.ndarray, negative: np.ndarray) -> flo
         return (positive > 0).mean() - (negative > 0).mean()
     if statistic == "auroc":
         return float(roc_auc_score(labels, values))
-    return 0.0 if values.std() == 0 else float(pearsonr(labels, values).statistic)
+    return 0.0 if values.std() == 0 else float(stats.pearsonr(labels, values).statistic)
 
 
 @pytest.mark.parametrize("statistic", STATISTICS)
@@ -38,6 +39,96 @@ def test_statistics_equal_the_textbook(sae, residuals, statistic):
     best = sorted(range(sae.d_sae), key=lambda i: (-round(expected[i], 12), i))[:6]
     assert features.effect == pytest.approx([expected[i] for i in features.latents], abs=1e-10)
     assert sorted(features.effect, reverse=True) == pytest.approx([expected[i] for i in best], abs=1e-10)
+
+
+def reference_p(statistic: str, positive: np.ndarray, negative: np.ndarray) -> float:
+    """The one-sided test of one latent by SciPy's own function."""
+    with np.errstate(all="ignore"):
+        if statistic == "mean_diff":
+            return float(stats.ttest_ind(positive, negative, equal_var=False, alternative="greater").pvalue)
+        if statistic == "freq_diff":
+            table = [[(x > 0).sum(), (x <= 0).sum()] for x in (positive, negative)]
+            return float(stats.fisher_exact(table, alternative="greater").pvalue)
+        if statistic == "auroc":
+            return float(stats.mannwhitneyu(positive, negative, alternative="greater", method="asymptotic").pvalue)
+        labels = [1] * len(positive) + [0] * len(negative)
+        return float(stats.pearsonr(labels, np.concatenate([positive, negative]), alternative="greater").pvalue)
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_tests_equal_scipys(statistic):
+    """Latents full of ties, as latents are; q is that of Benjamini and Hochberg over those that vary."""
+    values = torch.randint(-2, 4, (23, 40), generator=torch.Generator().manual_seed(2)).double().relu()
+    values[:, 3], values[:, 8] = 0, 2  # never fires; always the same
+    found = contrast(values[:11], values[11:], statistic=statistic)
+    mine, other = values[:11].numpy(), values[11:].numpy()
+    varies = [i for i in range(40) if i not in (3, 8)]
+    expected = np.array([reference_p(statistic, mine[:, i], other[:, i]) for i in varies])
+    assert np.allclose(found.p[varies], expected, rtol=1e-6, atol=1e-9) and found.p[[3, 8]].tolist() == [1, 1]
+    ordered = np.argsort(expected)
+    steps = expected[ordered] * len(varies) / np.arange(1, len(varies) + 1)
+    adjusted = np.minimum(np.minimum.accumulate(steps[::-1])[::-1], 1)
+    assert np.allclose(found.q[varies][ordered], adjusted, rtol=1e-6) and found.q[[3, 8]].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_noise_is_seldom_significant(statistic):
+    """Of 60 data sets without an effect at most one in ten has a latent of q below .05 (the rate that q promises)."""
+    generator, false = torch.Generator().manual_seed(11), 0
+    for _ in range(60):
+        values = torch.randn(24, 50, generator=generator).double().relu()
+        false += bool((contrast(values[:12], values[12:], statistic=statistic).q < 0.05).any())
+    assert false <= 6
+
+
+def test_the_table_holds_every_statistic(sae, residuals):
+    table = statistics_table(residuals[:15] + 0.5, residuals[15:], sae).set_index("latent")
+    for statistic in STATISTICS:
+        one = identify_features(residuals[:15] + 0.5, residuals[15:], sae, k=5, statistic=statistic)
+        assert table.loc[list(one), statistic].tolist() == pytest.approx(one.effect)
+        assert table.loc[list(one), f"q_{statistic}"].tolist() == pytest.approx(one.q)
+    assert table.mean_diff.is_monotonic_decreasing
+
+
+def test_overlap_is_weighed_against_chance_and_removed(sae):
+    sets = {"a": FeatureSet.of(sae, range(8)), "b": FeatureSet.of(sae, range(6, 14)), "c": FeatureSet.of(sae, (7, 50))}
+    table = overlap_table(sets)
+    assert table.latents.tolist() == [(6, 7), (7,), (7,)] and table.expected.tolist() == [1, 0.25, 0.25]
+    orders = torch.rand(4000, 64, generator=torch.Generator().manual_seed(0)).argsort(dim=1)
+    drawn = (orders[:, :8] < 8).sum(dim=1)
+    assert table.p[0] == pytest.approx(float((drawn >= 2).double().mean()), abs=0.03)
+    assert {name: one.latents for name, one in disjoint(sets).items()} == {
+        "a": tuple(range(6)),
+        "b": tuple(range(8, 14)),
+        "c": (50,),
+    }
+    for bad, message in (
+        ({"a": sets["a"]}, "1 feature set"),
+        (sets | {"d": sets["a"].top(0)}, "d feature set is empty"),
+    ):
+        with pytest.raises(InputError, match=message):
+            overlap_table(bad)
+    with pytest.raises(InputError, match="a set shares all its 8"):
+        disjoint({"a": sets["a"], "b": sets["a"]})
+
+
+def test_a_set_knows_its_sae_and_its_data(sae, residuals, tmp_path):
+    features = identify_features(residuals[:20] + 1, residuals[20:], sae, k=3, data="pushed")
+    assert features.made == {"data": "pushed", "positive": 20, "negative": 20, "shuffles": 0}
+    features.save(tmp_path / "set.json")
+    assert FeatureSet.load(tmp_path / "set.json") == features
+    check_fits(features, sae.to(dtype=torch.bfloat16), "first")  # another number type is the same SAE
+    with pytest.raises(InputError, match="two SAEs go by the name toy"):
+        check_fits(features, replace(sae, W_dec=sae.W_dec.flip(0)), "first")
+
+
+def test_significant_latents_are_those_below_the_rate(sae, residuals):
+    pushed = residuals + 6 * sae.directions[7] + 5 * sae.directions[30]
+    features = identify_features(pushed[:20], residuals[20:], sae, k=6)
+    kept = features.significant(0.01)
+    assert {7, 30} <= set(kept) and len(kept) < 6 and max(kept.q) <= 0.01
+    with pytest.raises(InputError, match="not tested"):
+        FeatureSet.of(sae, (1,)).significant()
 
 
 def test_planted_latents_are_found_with_small_p(sae, residuals):
@@ -101,7 +192,7 @@ def test_json_round_trip(sae, tmp_path):
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):
-    for text in ("[]", '{"format": "x"}', '{"format": "persona-geometry/features/1", "p": null}', '{"a"'):
+    for text in ("[]", '{"format": "x"}', '{"format": "persona-geometry/features/2", "p": null}', '{"a"'):
         (tmp_path / "f.json").write_text(text)
         with pytest.raises(InputError):
             FeatureSet.load(tmp_path / "f.json")
