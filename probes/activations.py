@@ -15,7 +15,9 @@ POOLS: tuple[Pool, ...] = ("response_mean", "prompt_mean", "last_prompt", "token
 
 #: Places in a decoder block, by TransformerLens's names. `attn_out` and `mlp_out` are what is added to the residual
 #: stream (past a sandwich norm, where there is one); blocks that run both side by side have no `resid_mid`.
-Site = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
+#: "attn_z" is what the heads hand to the output projection, side by side. Some SAEs read it; only activations of the
+#: caller's own have it, for it is not among the SITES that can be captured and changed.
+Site = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "attn_z"]
 SITES: tuple[Site, ...] = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
 #: What describes single tokens, each `[sample]`.

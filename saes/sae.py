@@ -1,29 +1,33 @@
-"""What a sparse autoencoder is here: weights at the output of one decoder block, with encode and decode."""
+"""What a sparse autoencoder is here: weights at one site of one decoder block, with encode and decode."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probes.activations import Site
 from probes.errors import InputError
-from probes.models import Model
 
-Kind = Literal["topk", "jumprelu", "standard"]
+Kind = Literal["topk", "jumprelu", "standard", "gated"]
+#: Kinds whose latents fire above a threshold of their own.
+THRESHOLDED: tuple[Kind, ...] = ("jumprelu", "gated")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SparseAutoencoder:
-    """A sparse autoencoder over the residual stream after block `layer` (0-based; the block's output).
+    """A sparse autoencoder over one `site` of block `layer` (0-based), by default the block's output.
 
-    With `x` a residual vector, `p = (x - b_dec) @ W_enc + b_enc` (`x` itself where `centred` is false) and the
-    latents are `relu(p)` ("standard"), the `k` largest of `relu(p)` ("topk") or `relu(p)` where `p > threshold`
-    ("jumprelu", which is also what batch-top-k training leaves behind). The reconstruction is `latents @ W_dec +
-    b_dec`. Latents are never negative and come in the units of the residual stream: any input scaling is folded into
-    the weights on loading.
+    With `x` an activation, `p = (x - b_dec) @ W_enc + b_enc` (`x` itself where `centred` is false) and the latents are
+    `relu(p)` ("standard"), the `k` largest of `relu(p)` ("topk") or `relu(p)` where `p > threshold` ("jumprelu", which
+    is also what batch-top-k training leaves behind). A "gated" SAE is the same: a gate that shares its weights with the
+    magnitudes is a threshold on them (arXiv 2404.16014). The reconstruction is `latents @ W_dec + b_dec`. Latents are
+    never negative. `normalisation` says what the published SAE did to its input: it is folded into these weights, so
+    that they read and write activations as the model has them. `d_model` is the width of the site, `hook` its name in
+    the words of the files.
     """
 
     W_enc: Float[Tensor, "d_model d_sae"]
@@ -38,26 +42,35 @@ class SparseAutoencoder:
     name: str = ""
     model_name: str = ""
     hook: str = ""
+    site: Site = "resid_post"
+    normalisation: str = "none"
 
     def __post_init__(self) -> None:
         d_model, d_sae = self.W_enc.shape
         _require("W_dec", self.W_dec, (d_sae, d_model))
         _require("b_enc", self.b_enc, (d_sae,))
         _require("b_dec", self.b_dec, (d_model,))
-        if self.kind not in ("topk", "jumprelu", "standard"):
-            raise InputError(f"SAE {self.name!r}: kind {self.kind!r} is unknown; use 'topk', 'jumprelu' or 'standard'")
+        if self.kind not in get_args(Kind):
+            raise InputError(
+                f"SAE {self.name!r}: kind {self.kind!r} is unknown; use one of {', '.join(get_args(Kind))}"
+            )
+        if self.site not in get_args(Site):
+            raise InputError(
+                f"SAE {self.name!r}: site {self.site!r} is unknown; use one of {', '.join(get_args(Site))}"
+            )
         if self.layer < 0:
             raise InputError(f"SAE {self.name!r}: layer {self.layer} is negative; blocks count from 0")
         if self.kind == "topk" and not (self.k and 0 < self.k <= d_sae):
             raise InputError(f"SAE {self.name!r}: a top-k SAE needs k between 1 and {d_sae}, not {self.k}")
-        if self.kind == "jumprelu":
+        if self.kind in THRESHOLDED:
             if self.threshold is None:
-                raise InputError(f"SAE {self.name!r}: a JumpReLU SAE needs a threshold for each of its {d_sae} latents")
+                kind = "JumpReLU" if self.kind == "jumprelu" else "gated"
+                raise InputError(f"SAE {self.name!r}: a {kind} SAE needs a threshold for each of its {d_sae} latents")
             _require("threshold", self.threshold, (d_sae,))
 
     @property
     def d_model(self) -> int:
-        """Width of the residual stream it reads."""
+        """Width of the site it reads, which is the residual stream's but for "attn_z"."""
         return self.W_enc.shape[0]
 
     @property
@@ -92,12 +105,12 @@ class SparseAutoencoder:
         return (x - self.b_dec if self.centred else x) @ self.W_enc + self.b_enc
 
     def encode(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_sae"]:
-        """Latents of residual vectors, dense."""
+        """Latents of activations, dense."""
         pre = self.pre_activations(x)
         if self.kind == "topk":
             values, indices = pre.topk(self.k or 0, dim=-1, sorted=False)
             return torch.zeros_like(pre).scatter(-1, indices, values.relu())
-        if self.threshold is not None and self.kind == "jumprelu":
+        if self.threshold is not None and self.kind in THRESHOLDED:
             return pre.relu() * (pre > self.threshold)
         return pre.relu()
 
@@ -117,7 +130,7 @@ class SparseAutoencoder:
         return part.encode(x)
 
     def decode(self, latents: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_model"]:
-        """Residual vectors that the latents stand for, the decoder bias included."""
+        """Activations that the latents stand for, the decoder bias included."""
         if latents.shape[-1] != self.d_sae:
             raise InputError(
                 f"SAE {self.name!r} has {self.d_sae} latents; got a tensor of shape {tuple(latents.shape)}"
@@ -139,6 +152,12 @@ class SparseAutoencoder:
                 f"SAE {self.name!r}: latent {wrong[0]} does not exist; it has latents 0 to {self.d_sae - 1}"
             )
 
+    @property
+    def place(self) -> str:
+        """Where it reads, in words: "output of block 3", "mlp_out of block 3"."""
+        what = "output" if self.site == "resid_post" else self.site
+        return f"{what} of block {self.layer}"
+
     def _check_width(self, x: Tensor) -> None:
         if x.shape[-1] != self.d_model:
             raise InputError(
@@ -150,7 +169,7 @@ class SparseAutoencoder:
         sparsity = f", k={self.k}" if self.kind == "topk" else ""
         return (
             f"SparseAutoencoder({self.name!r}, {self.kind}{sparsity}, d_model={self.d_model}, d_sae={self.d_sae}, "
-            f"output of block {self.layer})"
+            f"{self.place})"
         )
 
     def _repr_html_(self) -> str:
@@ -158,26 +177,12 @@ class SparseAutoencoder:
         rows = {
             "SAE": self.name,
             "of model": self.model_name or "unknown",
-            "reads": f"output of block {self.layer}",
+            "reads": self.place,
             "kind": kind,
             "width": f"{self.d_model} to {self.d_sae:,} latents",
         }
         cells = "".join(f"<tr><th>{escape(key)}</th><td>{escape(str(value))}</td></tr>" for key, value in rows.items())
         return f"<table>{cells}</table>"
-
-
-def check_fits(sae: SparseAutoencoder, model: Model) -> None:
-    """Raise InputError unless `sae` has the width of `model` and names one of its blocks."""
-    if sae.d_model != model.d_model:
-        raise InputError(
-            f"SAE {sae.name!r} reads width {sae.d_model}, but {model.name!r} has width {model.d_model}: "
-            "load an SAE that was trained on this model"
-        )
-    if not 0 <= sae.layer < model.n_layers:
-        raise InputError(
-            f"SAE {sae.name!r} reads block {sae.layer}, but {model.name!r} has blocks 0 to {model.n_layers - 1}: "
-            "load an SAE that was trained on this model"
-        )
 
 
 def _require(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

@@ -15,7 +15,8 @@ from probes.judges import Judge
 from probes.models import Model, check_same_family
 from probes.outcomes import Outcomes
 from probes.questions import Question
-from saes.sae import SparseAutoencoder, check_fits
+from saes.fits import check_fits
+from saes.sae import SparseAutoencoder
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

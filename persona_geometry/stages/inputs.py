@@ -15,7 +15,8 @@ from probes.errors import InputError
 from probes.judges import Judge, Verdict
 from probes.models import Model, check_layer, check_same_family
 from probes.questions import Question, check_disjoint
-from saes.sae import SparseAutoencoder, check_fits
+from saes.fits import check_fits
+from saes.sae import SparseAutoencoder
 
 T = TypeVar("T")
 

@@ -1,0 +1,1 @@
+"""One file for each layout in which sparse autoencoders are published; `saes.load.load_sae` chooses among them."""
