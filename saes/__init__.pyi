@@ -1,3 +1,7 @@
+from .attribute import Attribution as Attribution
+from .attribute import ablation_effects as ablation_effects
+from .attribute import attribute_latents as attribute_latents
+from .attribute import delta_attribution as delta_attribution
 from .diff import LatentTable as LatentTable
 from .diff import RunTable as RunTable
 from .diff import aggregate as aggregate
@@ -5,6 +9,7 @@ from .diff import diff_latents as diff_latents
 from .fidelity import Quality as Quality
 from .fidelity import QualityTable as QualityTable
 from .fidelity import quality as quality
+from .figures import attribution_figure as attribution_figure
 from .figures import latent_diff_figure as latent_diff_figure
 from .figures import runs_figure as runs_figure
 from .fits import check_fits as check_fits
@@ -22,6 +27,7 @@ from .inspect import coactivation as coactivation
 from .inspect import feature_cards as feature_cards
 from .inspect import latent_cards as latent_cards
 from .inspect import logit_lens as logit_lens
+from .inspect import name_latents as name_latents
 from .inspect import nearest_latents as nearest_latents
 from .inspect import neuronpedia_id as neuronpedia_id
 from .inspect import top_contexts as top_contexts

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from probes.activations import Activations
 from probes.store import ActivationStore
-from saes.rows import Source, Where, block_rows, stream_rows
+from saes.rows import Keep, Source, Where, block_rows, stream_rows
 from saes.sae import SparseAutoencoder
 
 
@@ -49,12 +49,22 @@ def encode_store(
 
 
 @torch.no_grad()
-def latent_stats(sae: SparseAutoencoder, activations: Source, *, where: Where = "all") -> LatentStats:
-    """Mean and firing rate of every latent over rows of the SAE's block, every row counting once, summed in float64."""
+def latent_stats(
+    sae: SparseAutoencoder,
+    activations: Source,
+    *,
+    where: Where = "all",
+    skip_first: int = 0,
+    keep: Keep | None = None,
+) -> LatentStats:
+    """Mean and firing rate of every latent over rows of the SAE's block, every row counting once, summed in float64.
+
+    Which rows count is said as to `stream_rows`; rows read at another site than the SAE's are refused.
+    """
     n = 0
     total = torch.zeros(sae.d_sae, dtype=torch.float64, device=sae.device)
     fired = torch.zeros(sae.d_sae, dtype=torch.long, device=sae.device)
-    for latents in _encoded(sae, activations, None, where):
+    for latents in _encoded(sae, activations, None, where, skip_first, keep):
         n += len(latents)
         total += latents.sum(0, dtype=torch.float64)
         fired += (latents > 0).sum(0)
@@ -62,10 +72,16 @@ def latent_stats(sae: SparseAutoencoder, activations: Source, *, where: Where = 
 
 
 def _encoded(
-    sae: SparseAutoencoder, source: Source, latents: Sequence[int] | None, where: Where
+    sae: SparseAutoencoder,
+    source: Source,
+    latents: Sequence[int] | None,
+    where: Where,
+    skip_first: int = 0,
+    keep: Keep | None = None,
 ) -> Iterator[Float[Tensor, "sample feature"]]:
     if latents is not None:
         sae.check_latents(latents)
-    for rows in stream_rows(source, sae.layer, where=where, size=block_rows(sae.d_sae)):
+    chosen = {"where": where, "skip_first": skip_first, "keep": keep, "site": sae.site}
+    for rows in stream_rows(source, sae.layer, size=block_rows(sae.d_sae), **chosen):
         with torch.no_grad():
             yield sae.encode(rows) if latents is None else sae.encode_some(rows, latents)

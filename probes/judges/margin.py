@@ -112,15 +112,19 @@ def response_logprobs(
     return sums, counts
 
 
-def _summed(model: Model, rendered: Rendered) -> Float[Tensor, " batch"]:
+def logits_of(model: Model, rendered: Rendered) -> Float[Tensor, "batch pos vocab"]:
+    """What the model predicts behind every token of rendered conversations, without gradients."""
     with evaluating(model):
-        logits = unwrap(model.hf)(
+        return unwrap(model.hf)(
             input_ids=rendered.input_ids,
             attention_mask=rendered.attention_mask,
             position_ids=rendered.position_ids,
             use_cache=False,
         ).logits
-    return answer_logprobs(logits.float(), rendered)
+
+
+def _summed(model: Model, rendered: Rendered) -> Float[Tensor, " batch"]:
+    return answer_logprobs(logits_of(model, rendered).float(), rendered)
 
 
 def answer_logprobs(logits: Float[Tensor, "batch pos vocab"], rendered: Rendered) -> Float[Tensor, " batch"]:
