@@ -8,10 +8,11 @@ from typing import Any
 import pandas as pd
 import torch
 
-from geometry.features.filtering import projection_scores, score_rows
+from geometry.features.filtering import nearness_scores, projection_scores
+from geometry.features.identify import identify_features
 from geometry.features.maps import decoder_map, neighbourhood
 from geometry.features.nulls import GeometryTable, compare_sets
-from geometry.features.sets import FeatureSet, identify_features
+from geometry.features.sets import FeatureSet
 from persona_geometry.stages.cells import Cells
 from persona_geometry.stages.inputs import Inputs
 from persona_geometry.stages.latents import needed
@@ -108,7 +109,7 @@ def worst_rows(
 
     def run() -> pd.DataFrame:
         acts = _response(_read(inputs, rows))
-        score = score_rows(acts, sae, FeatureSet.of(sae, harmful))
+        score = nearness_scores(acts, sae, FeatureSet.of(sae, harmful))
         vector = found.vectors[choice.vector if choice else "shift"]
         layer = choice.layers[-1] if choice else sae.layer
         projection = projection_scores(
