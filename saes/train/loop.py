@@ -16,7 +16,8 @@ from probes.progress import Progress
 from saes.train.checkpoint import write_checkpoint
 from saes.train.recipe import SAERecipe
 from saes.train.source import RowSource
-from saes.train.survey import Survey, finite, is_late
+from saes.train.sparse import Outcome, take_step
+from saes.train.survey import Survey, finite
 
 
 @dataclass
@@ -56,12 +57,12 @@ def train_runs(
 ) -> None:
     """Take every run to its last step, in one pass after the other over the rows; what is done is not done again."""
     pace = Pace(recipe.steps, checkpoint_every, max(1, recipe.steps // 100))
-    feeds = {layer: Feed(layer, surveys[layer].cut, recipe) for layer in {run.layer for run in runs}}
+    feeds = {layer: Feed(layer, surveys[layer].cut, recipe.batch) for layer in {run.layer for run in runs}}
     for chunk in _endless(source, recipe.order_seed):
-        held = source.is_held(chunk)
+        late, held = source.parted(chunk)
         for layer, feed in feeds.items():
             own = [run for run in runs if run.layer == layer]
-            for number, batch in feed.batches(chunk, held):
+            for number, batch in feed.batches(chunk, late & ~held):
                 for run in own:
                     if run.step == number < pace.steps:
                         _step(run, batch, pace)
@@ -81,20 +82,19 @@ def _endless(source: RowSource, seed: int) -> Iterator[Activations]:
 class Feed:
     """The rows of one block as batches of one size, numbered from 0; rows left over wait for the next chunk."""
 
-    def __init__(self, layer: int, cut: float, recipe: SAERecipe) -> None:
-        self.layer, self.cut, self.recipe, self.number = layer, cut, recipe, 0
+    def __init__(self, layer: int, cut: float, size: int) -> None:
+        self.layer, self.cut, self.size, self.number = layer, cut, size, 0
         self.rest: Tensor | None = None
 
-    def batches(self, chunk: Activations, held: Tensor) -> Iterator[tuple[int, Float[Tensor, "batch d_model"]]]:
-        """The batches that these rows fill, without those that are held out, too early or too long."""
+    def batches(self, chunk: Activations, keep: Tensor) -> Iterator[tuple[int, Float[Tensor, "batch d_model"]]]:
+        """The batches that the rows in `keep` fill, without those that are too long."""
         rows = finite(chunk.at(self.layer), self.layer).float()
-        keep = ~held & is_late(chunk, self.recipe.skip_first)
         if self.cut < math.inf:
-            keep &= rows.norm(dim=-1) <= self.cut
+            keep = keep & (rows.norm(dim=-1) <= self.cut)
         rows = rows if bool(keep.all()) else rows[keep]
         rows = rows if self.rest is None else torch.cat([self.rest, rows])
-        full = len(rows) - len(rows) % self.recipe.batch
-        for batch in rows[:full].split(self.recipe.batch) if full else ():
+        full = len(rows) - len(rows) % self.size
+        for batch in rows[:full].split(self.size) if full else ():
             yield self.number, batch
             self.number += 1
         self.rest = rows[full:].clone()
@@ -102,7 +102,7 @@ class Feed:
 
 def _step(run: Run, batch: Tensor, pace: Pace) -> None:
     """One step of sae-lens's trainer, and what is due after it."""
-    output = run.trainer.step(batch)
+    output = take_step(run.trainer, batch)
     run.trainer.n_training_steps += 1
     if run.step % pace.log == 0 or run.step == pace.steps:
         run.log.append(_figures(run, output, batch))
@@ -111,7 +111,7 @@ def _step(run: Run, batch: Tensor, pace: Pace) -> None:
 
 
 @torch.no_grad()
-def _figures(run: Run, output: Any, batch: Tensor) -> dict[str, float | int]:
+def _figures(run: Run, output: Outcome, batch: Tensor) -> dict[str, float | int]:
     """Of the batch: loss, share of variance unexplained, active latents a row; and latents that fell silent."""
     trainer = run.trainer
     loss = output.loss.item()
@@ -126,8 +126,8 @@ def _figures(run: Run, output: Any, batch: Tensor) -> dict[str, float | int]:
     return {
         "step": run.step,
         "loss": loss,
-        "fvu": output.losses["mse_loss"].item() / spread if spread else math.nan,
-        "l0": (output.feature_acts > 0).sum().item() / len(batch),
+        "fvu": output.mse.item() / spread if spread else math.nan,
+        "l0": (output.latents > 0).sum().item() / len(batch),
         "dead": int(trainer.dead_neurons.sum()),
         "lr": trainer.optimizer.param_groups[0]["lr"],
     }

@@ -12,6 +12,8 @@ ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 
 #: Architectures that are told how many latents a row may use; the others are told what a latent costs.
 COUNTED: tuple[Architecture, ...] = ("topk", "batchtopk", "matryoshka_batchtopk", "jumprelu")
+#: Those among them of which exactly so many are active, in a row or in a batch.
+SPARSE = COUNTED[:3]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,7 @@ class SAERecipe:
 
     Rows: `where` as in `capture` ("all", "response", "prompt"); the first `skip_first` tokens of a conversation and
     rows whose norm is over `max_norm` times the median are left out (the published persona SAEs use 8 and 10;
-    None keeps all). The share `held_out` of the conversations, spread evenly, is not trained on and tests the result.
+    None keeps all). `HeldOut(held_out)` of the conversations are not trained on and test the result.
     `order_seed` draws the order of the rows, the same for all SAEs of one pass.
     """
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from probes.activations import Activations
 from probes.errors import InputError
 from probes.store import ActivationStore
-from saes.rows import Source, Where, stream_rows
+from saes.rows import HeldOut, Source, Tokens, Where, stream_rows
 from saes.train.recipe import SAERecipe
 
 CHUNK = 2**13  # rows read at a time
@@ -20,22 +20,24 @@ CHUNK = 2**13  # rows read at a time
 
 @dataclass(frozen=True, eq=False)
 class RowSource:
-    """Activations to train on: `held` are the conversations [conversation] that are not.
+    """Activations to train on, of which `held_out` conversations are not; a plain tensor's rows count as one each.
 
-    `digest` is that of the shards' checksums, or of the values themselves.
+    `digest` is that of the shards' checksums, or of the values themselves; `about` is what is known of their origin.
     """
 
     rows: Activations | ActivationStore
     layers: tuple[int, ...]
     where: Where
-    held: Int[Tensor, " conversation"]
+    skip_first: int
+    held_out: HeldOut | None
     digest: str
     about: dict[str, Any]
+    plain: bool
 
     def chunks(self, generator: torch.Generator) -> Iterator[Activations]:
         """Every row once, in an order that `generator` draws, 8,192 at a time, in float32.
 
-        From a store, memory holds 65,536 rows of these layers and a chunk.
+        From a store, memory holds 65,536 rows of these layers and a chunk. InputError where the store has changed.
         """
         if isinstance(self.rows, Activations):
             order = torch.randperm(len(self.rows), generator=generator)
@@ -45,52 +47,39 @@ class RowSource:
         wanted: Any = {"layers": self.layers, "where": self.where}
         return self.rows.iter_batches(CHUNK, shuffle=True, generator=generator, **wanted)
 
-    def is_held(self, chunk: Activations) -> Bool[Tensor, " sample"]:
-        """Which rows belong to a conversation that is held out."""
-        return torch.isin(chunk.conversation_index, self.held.to(chunk.conversation_index.device))
+    def parted(self, chunk: Activations) -> tuple[Bool[Tensor, " sample"], Bool[Tensor, " sample"]]:
+        """Which rows are late enough in their conversation, and which of all are held out."""
+        every = torch.ones_like(chunk.conversation_index, dtype=torch.bool)
+        late = Tokens.of(chunk).after(self.skip_first) if self.skip_first else every
+        held = ~every if self.held_out is None else self.held_out(chunk.conversation_index).to(every.device)
+        return late, held
 
 
 def open_source(source: Source, layers: Sequence[int], recipe: SAERecipe) -> RowSource:
-    """Make ready what is to be trained on. InputError as `stream_rows`, and for `skip_first` without positions."""
+    """Make ready what is to be trained on. InputError as `stream_rows`, and for several layers of a plain tensor."""
     for layer in layers:
-        next(stream_rows(source, layer, where=recipe.where, size=1))
+        next(stream_rows(source, layer, where=recipe.where, skip_first=recipe.skip_first, size=1))
     if isinstance(source, ActivationStore):
-        rows, kind = source, source.kind
-        positions = "positions" if kind["pool"] == "tokens" else None
-        indices = [torch.arange(*run) for shard in source.shards for run in shard.conversations]
-        conversations, digest = torch.cat(indices).unique(), store_digest(source)
+        rows, kind, digest = source, source.kind, store_digest(source)
     else:
-        rows = _in_memory(source, layers, recipe)
-        kind, positions = vars(rows), rows.positions
-        conversations, digest = rows.conversation_index.unique(), values_digest(rows)
-    if recipe.skip_first and positions is None:
-        raise InputError(f"skip_first={recipe.skip_first}: these rows do not say where in a conversation they stand")
-    about = {name: kind.get(name) for name in ("site", "template_hash", "pool", "model") if kind.get(name)}
-    return RowSource(rows, tuple(layers), recipe.where, _held(conversations, recipe.held_out), digest, about)
+        rows = _in_memory(source, layers, recipe.where)
+        kind, digest = vars(rows), values_digest(rows)
+    about = {name: kind[name] for name in ("site", "template_hash", "pool", "model") if kind.get(name)}
+    held_out = HeldOut(recipe.held_out) if recipe.held_out else None
+    plain = isinstance(source, Tensor)
+    return RowSource(rows, tuple(layers), recipe.where, recipe.skip_first, held_out, digest, about, plain)
 
 
-def _in_memory(source: Tensor | Activations, layers: Sequence[int], recipe: SAERecipe) -> Activations:
-    """The rows of these layers that `where` keeps; a tensor is cut into as many runs as one is held out of."""
+def _in_memory(source: Tensor | Activations, layers: Sequence[int], where: Where) -> Activations:
+    """The rows that `where` keeps."""
     if isinstance(source, Tensor):
         if len(layers) > 1:
             raise InputError(f"layers {tuple(layers)}: a plain tensor holds the rows of one; give captured activations")
-        run = max(1, len(source) // _one_in(recipe.held_out))
-        return Activations(source[None], (layers[0],), "tokens", "", torch.arange(len(source)) // run)
-    if recipe.where != "all" and source.in_response is not None:
-        source = source.select(source.in_response if recipe.where == "response" else ~source.in_response)
-    return source
-
-
-def _held(conversations: Int[Tensor, " conversation"], share: float) -> Int[Tensor, " held"]:
-    """Every fiftieth conversation (for a share of 2 %), or the last one of fewer; none where there are less than 10."""
-    if not share or len(conversations) < 10:
-        return conversations[:0]
-    every = min(_one_in(share), len(conversations))
-    return conversations[every - 1 :: every]
-
-
-def _one_in(share: float) -> int:
-    return round(1 / share) if share else 50
+        index = torch.arange(len(source), device=source.device)
+        return Activations(source[None], (layers[0],), "tokens", "", index)
+    if where == "all" or source.in_response is None:
+        return source
+    return source.select(Tokens.of(source).mask(where))
 
 
 def store_digest(store: ActivationStore) -> str:

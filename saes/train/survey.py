@@ -1,13 +1,13 @@
 """What the rows of a block are like before training: their mean and norm, which are outliers, which test the result."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from probes.activations import Activations
+from probes.activations import Activations, concatenated
 from probes.errors import InputError
 from saes.train.recipe import SAERecipe
 from saes.train.source import RowSource
@@ -21,7 +21,7 @@ class Survey:
     """Figures over the rows of one block that are trained on: `mean`, mean `norm`, and `cut`, the largest norm kept.
 
     `n` rows were looked at, of which `early` stand too early in their conversation and `outliers` are too long;
-    `tests` are rows held out [sample, d_model].
+    `tests` are rows held out.
     """
 
     mean: Float[Tensor, " d_model"]
@@ -30,7 +30,7 @@ class Survey:
     n: int
     early: int
     outliers: int
-    tests: Float[Tensor, "sample d_model"]
+    tests: Activations
 
     @property
     def kept(self) -> int:
@@ -51,16 +51,16 @@ def survey(source: RowSource, recipe: SAERecipe) -> dict[int, Survey]:
     """
     cuts, seen = {}, {layer: _Seen() for layer in source.layers}
     for chunk in _sampled(source):
-        held, late = source.is_held(chunk), is_late(chunk, recipe.skip_first)
+        late, held = source.parted(chunk)
         for layer, noted in seen.items():
-            noted.look(finite(chunk.at(layer), layer), held, late)
+            noted.look(finite(chunk.at(layer), layer), late, held)
     for layer, noted in seen.items():
         cuts[layer] = noted.cut(recipe.max_norm, layer)
     totals = {layer: _Total(cut) for layer, cut in cuts.items()}
     for chunk in _sampled(source):
-        held, late = source.is_held(chunk), is_late(chunk, recipe.skip_first)
+        late, held = source.parted(chunk)
         for layer, total in totals.items():
-            total.add(chunk.at(layer), held, late)
+            total.add(chunk, layer, late, held)
     found = {layer: totals[layer].survey(seen[layer]) for layer in source.layers}
     for layer, one in found.items():
         _check(layer, one, recipe)
@@ -72,13 +72,6 @@ def finite(values: Float[Tensor, "sample d_model"], layer: int) -> Float[Tensor,
     if not torch.isfinite(values).all():
         raise InputError(f"an activation of block {layer} is not finite: capture again in a wider dtype")
     return values
-
-
-def is_late(chunk: Activations, skip_first: int) -> Bool[Tensor, " sample"]:
-    """Which rows stand at position `skip_first` of their conversation or later."""
-    if not skip_first or chunk.positions is None:
-        return torch.ones_like(chunk.conversation_index, dtype=torch.bool)
-    return chunk.positions >= skip_first
 
 
 def _sampled(source: RowSource) -> Iterator[Activations]:
@@ -97,7 +90,7 @@ class _Seen:
         self.norms: list[Tensor] = []
         self.n, self.early = 0, 0
 
-    def look(self, rows: Tensor, held: Tensor, late: Tensor) -> None:
+    def look(self, rows: Tensor, late: Tensor, held: Tensor) -> None:
         self.norms.append(rows[late & ~held].float().norm(dim=-1).cpu())
         self.n += int((~held).sum())
         self.early += int((~late & ~held).sum())
@@ -116,21 +109,23 @@ class _Total:
     def __init__(self, cut: float) -> None:
         self.limit, self.n, self.norms = cut, 0, 0.0
         self.sum: Tensor | None = None
-        self.tests: list[Tensor] = []
+        self.tests: list[Activations] = []
 
-    def add(self, rows: Tensor, held: Tensor, late: Tensor) -> None:
+    def add(self, chunk: Activations, layer: int, late: Tensor, held: Tensor) -> None:
+        rows = chunk.at(layer)
         near = late & (rows.float().norm(dim=-1) <= self.limit)
         kept = rows[near & ~held].double().cpu()
         self.n, self.norms = self.n + len(kept), self.norms + kept.norm(dim=-1).sum().item()
         self.sum = kept.sum(0) if self.sum is None else self.sum + kept.sum(0)
         room = TESTED - sum(map(len, self.tests))
-        self.tests.append(rows[near & held][:room].float().cpu())
+        tests = (near & held).nonzero()[:room, 0]
+        self.tests.append(replace(chunk.select(tests), values=rows[tests][None].float(), layers=(layer,)))
 
     def survey(self, seen: _Seen) -> Survey:
         assert self.sum is not None
         mean, norm = self.sum / max(1, self.n), self.norms / max(1, self.n)
         rest = seen.n - seen.early - self.n
-        return Survey(mean, norm, self.limit, seen.n, seen.early, rest, torch.cat(self.tests))
+        return Survey(mean, norm, self.limit, seen.n, seen.early, rest, concatenated(self.tests))
 
 
 def _check(layer: int, found: Survey, recipe: SAERecipe) -> None:

@@ -173,8 +173,11 @@ def _finish(run: Run, source: RowSource, found: Survey) -> None:
         for name in _FILES[:2]:
             publish(Path(temporary) / name, run.folder / name)
     record = {"format": FORMAT, "asked": run.asked, "source": source.about, "rows": found.as_dict(), "steps": run.log}
-    tested = quality(load_sae(run.folder, layer=run.layer), found.tests) if len(found.tests) > 1 else None
-    told = None if tested is None else {name: getattr(tested, name) for name in ("fvu", "l0", "dead", "n")}
+    told, tests = None, found.tests
+    if len(tests) > 1:
+        sae = load_sae(run.folder, layer=run.layer)
+        told = quality(sae, tests.values[0] if source.plain else tests).as_dict()
+        told = {name: value for name, value in told.items() if name != "sae"}
     versions = {name: version(name) for name in ("torch", "sae-lens", "persona-geometry")}
     write_json(run.folder / RECORD, {**record, "held_out": told, "versions": versions})
     (run.folder / CHECKPOINT).unlink(missing_ok=True)
