@@ -61,12 +61,13 @@ def masks_of_pass(args: tuple[Any, ...], kwargs: Mapping[str, Any], mask: Bool[T
             )
         return {kind: mask.to(tokens.device) for kind in POSITIONS}
     if forced is not None and forced[0].input_ids.shape == shape:
-        return _forced_positions(forced[0].to(tokens.device))
+        return forced_positions(forced[0].to(tokens.device))
     past = _past(kwargs)
     return active_positions(_attended(kwargs.get("attention_mask"), tokens, past), past=past)
 
 
-def _forced_positions(rendered: Rendered) -> Masks:
+def forced_positions(rendered: Rendered) -> Masks:
+    """Which tokens of rendered conversations operators edit, by their `positions`."""
     return {
         "all": rendered.attention_mask.bool(),
         "prompt": rendered.prompt,

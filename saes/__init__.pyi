@@ -41,4 +41,6 @@ from .rows import HeldOut as HeldOut
 from .sae import SparseAutoencoder as SparseAutoencoder
 from .splicing import SplicedLoss as SplicedLoss
 from .splicing import spliced_loss as spliced_loss
+from .train import SAERecipe as SAERecipe
 from .train import train_sae as train_sae
+from .train import train_saes as train_saes

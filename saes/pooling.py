@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -113,7 +113,7 @@ def pooled_latents(
     if where not in get_args(Where):
         raise InputError(f"where={where!r}: use one of {', '.join(get_args(Where))}")
     size, before, empty = group or max(1, HELD // sae.d_sae), 0, True
-    for part in stream_parts(source, sae.layer, site=sae_site(sae)):
+    for part in stream_parts(source, sae.layer, site=sae.site):
         tokens = part.tokens or _numbered(part.values, before, where)
         before += len(part.values)
         for values, some, digest in _conversations(part.values, tokens, where, size):
@@ -140,15 +140,18 @@ def aligned(streams: Mapping[str, Iterator[Pooled]]) -> Iterator[dict[str, Poole
         heads = {name: head[n:] for name, head in heads.items() if len(head) > n}
 
 
+def blocks(lengths: Int[Tensor, " sample"], size: int) -> Iterator[tuple[slice, slice, Int[Tensor, " run"]]]:
+    """Cut runs of neighbouring rows into blocks of at most `size` rows: the block's rows, its runs, their lengths."""
+    place = torch.arange(len(lengths)).repeat_interleave(lengths)
+    for start in range(0, len(place), size):
+        runs, counts = place[start : start + size].unique_consecutive(return_counts=True)
+        yield slice(start, start + size), slice(int(runs[0]), int(runs[-1]) + 1), counts
+
+
 def segment_sums(values: Tensor, counts: Int[Tensor, " sample"]) -> Float[Tensor, "sample d"]:
     """Sums over runs of `counts` neighbouring rows, in float64 on the CPU; no run's rows are copied."""
     rows = values.split(counts.tolist())
     return torch.stack([part.sum(0, dtype=torch.float64) for part in rows]).cpu()
-
-
-def sae_site(sae: SparseAutoencoder) -> Any:
-    """Where in the block the SAE reads."""
-    return getattr(sae, "site", "resid_post")
 
 
 def _numbered(values: Tensor, before: int, where: Where) -> Tokens:
@@ -212,19 +215,16 @@ def _digests(tokens: Tokens, numbers: Tensor, start: int, stop: int) -> dict[int
 def _pooled(sae: SparseAutoencoder, values: Tensor, numbers: Tensor, digest: Mapping[int, int]) -> Pooled:
     """Encode a group block by block and add up by conversation."""
     found, lengths = numbers.unique_consecutive(return_counts=True)
-    place = torch.arange(len(found)).repeat_interleave(lengths)
     shape = {"latents": sae.d_sae, "fired": sae.d_sae, "inputs": sae.d_model, "square": 1, "error": 1}
     sums = {name: torch.zeros(len(found), width, dtype=torch.float64) for name, width in shape.items()}
-    size = block_rows(sae.d_sae)
-    for rows, where in zip(values.split(size), place.split(size), strict=True):
-        some, counts = where.unique_consecutive(return_counts=True)
-        latents = sae.encode(rows)
-        x = rows.to(sae.device, torch.float64)
-        error = (sae.decode(latents) - x).square().sum(-1, keepdim=True)
-        square = x.square().sum(-1, keepdim=True)
-        given = {"latents": latents, "fired": latents > 0, "inputs": x, "square": square, "error": error}
+    for rows, runs, counts in blocks(lengths, block_rows(sae.d_sae)):
+        x = values[rows].to(sae.device)
+        latents, wide = sae.encode(x), x.double()
+        error = (sae.decode(latents) - wide).square().sum(-1, keepdim=True)
+        square = wide.square().sum(-1, keepdim=True)
+        given = {"latents": latents, "fired": latents > 0, "inputs": wide, "square": square, "error": error}
         for name, part in given.items():
-            sums[name][some[0] : some[-1] + 1] += segment_sums(part, counts)
+            sums[name][runs] += segment_sums(part, counts)
     digests = torch.tensor([digest[number] for number in found.tolist()])
     ends = {"square": sums.pop("square")[:, 0], "error": sums.pop("error")[:, 0], "fired": sums.pop("fired").int()}
     return Pooled(found, digests, lengths, **sums, **ends)

@@ -8,11 +8,11 @@ import pandas as pd
 import torch
 
 from probes.errors import InputError
-from saes.diff.significance import Change, Values, paired_change, q_values, unpaired_change
 from saes.diff.table import LatentTable
 from saes.pooling import Moments, Pooled, Weight, Where, aligned, pooled_latents
 from saes.rows import Source
 from saes.sae import SparseAutoencoder
+from saes.significance import Change, Values, paired_change, q_values, unpaired_change
 
 
 def diff_latents(

@@ -258,8 +258,8 @@ FAULTS: dict[str, tuple[Fault, tuple[str, ...]]] = {
     "last position": (last_position, (RIGHT, STATES, *ALL_WRITTEN)),
     "positions ignored": (positions_ignored, ("position ids are heeded",)),
     "crowded hooks": (crowded, (ZERO,)),
-    "prompt everywhere": (masks("_forced_positions", "prompt", lambda found: found["all"]), (PLACED,)),
-    "padding steered": (masks("_forced_positions", "all", lambda found: found["all"] | True), (PLACED,)),
+    "prompt everywhere": (masks("forced_positions", "prompt", lambda found: found["all"]), (PLACED,)),
+    "padding steered": (masks("forced_positions", "all", lambda found: found["all"] | True), (PLACED,)),
     "first written token missed": (
         masks("active_positions", "response", lambda found: found["response"] & ~found["last_prompt"]),
         ALL_WRITTEN,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import stdtr
+from scipy.special import stdtr, stdtrit
 
 from saes.pooling import Moments
 
@@ -38,6 +38,11 @@ def unpaired_change(before: Moments, after: Moments) -> Change:
     pooled = (spreads[0] + spreads[1]) / max(free, 1)
     correction = 1 - 3 / (4 * free - 1) if free > 0 else np.nan
     return Change(mean, _ratio(mean, np.sqrt(pooled)) * correction, _p(mean, error, np.where(df > 0, df, 1.0)))
+
+
+def half_width(mean: Moments) -> Values:
+    """Half the width of the 95 % t interval of a mean over conversations; NaN for a single one."""
+    return np.sqrt(mean.variance.numpy()) * (stdtrit(mean.n - 1, 0.975) if mean.n > 1 else np.nan)
 
 
 def q_values(p: Values) -> Values:
