@@ -10,7 +10,7 @@ from torch import Tensor
 from geometry.features.distances import check_widths, unit_rows
 from probes.errors import InputError
 
-BLOCK = 4096
+BLOCK = 1024
 
 
 @dataclass(frozen=True)
