@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,14 +96,29 @@ def read_shard(
     Only their bytes come from the disk. Raises InputError that names the file where it is missing, has another size
     than the journal says, or does not hold what it should.
     """
+    with opened(folder, shard) as file:
+        return _part(file, shard, *(piece or (0, shard.rows)), kind, layers)
+
+
+@contextmanager
+def opened(folder: Path, shard: Shard) -> Iterator[Any]:
+    """A shard's file, open for reading. Raises InputError as `read_shard` does, also for what the block raises."""
     path = folder / shard.file
     if why := _size_trouble(folder, shard):
         raise InputError(f"{path}: {why}; {CURE}")
     try:
         with safe_open(path, "pt") as file:
-            return _part(file, shard, *(piece or (0, shard.rows)), kind, layers)
+            yield file
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: damaged ({error}); {CURE}") from None
+
+
+def rows_in(file: Any, name: str, shard: Shard, start: int, stop: int) -> Tensor:
+    """The samples [start, stop) of one tensor of an open shard. Raises ValueError where it has not one a sample."""
+    part = file.get_slice(name)
+    if part.get_shape()[0] != shard.rows:
+        raise ValueError(f"{part.get_shape()[0]} rows of {name} where the journal says {shard.rows}")
+    return part[start:stop]
 
 
 def damage_of(folder: Path, shard: Shard) -> Damage | None:
@@ -140,10 +155,7 @@ def _part(
     file: Any, shard: Shard, start: int, stop: int, kind: Mapping[str, Any], layers: Sequence[int] | None
 ) -> Activations:
     def rows(name: str) -> Tensor:
-        part = file.get_slice(name)
-        if part.get_shape()[0] != shard.rows:
-            raise ValueError(f"{part.get_shape()[0]} rows of {name} where the journal says {shard.rows}")
-        return part[start:stop]
+        return rows_in(file, name, shard, start, stop)
 
     chosen, held = tuple(kind["layers"] if layers is None else layers), set(file.keys())
     values = torch.stack([rows(f"block.{layer}") for layer in chosen])
