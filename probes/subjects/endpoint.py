@@ -62,7 +62,7 @@ class Endpoint:
         Raises InputError where it cannot be used; what was answered until then is kept under `cache`.
         """
         bodies = self.requests(conversations, seed=seed, temperature=temperature, max_new_tokens=max_new_tokens)
-        return call(self.url, bodies, self.connection, _text, self._ledger(), progress=progress)
+        return call(self.url, bodies, self.connection, reply_text, self._ledger(), progress=progress)
 
     def calls(self, conversations: Sequence[Conversation], **settings: Any) -> int:
         """How many requests `answers` would send: those whose answers are not kept yet."""
@@ -92,7 +92,7 @@ def _seed(seed: int, place: int) -> int:
     return int(digest(seed, place)[:8], 16) >> 1
 
 
-def _text(reply: Any) -> str:
+def reply_text(reply: Any) -> str:
     """The answer's text; a refusal that stands apart counts as the answer. Raises ValueError for another shape."""
     try:
         message = reply["choices"][0]["message"]

@@ -8,7 +8,7 @@ from probes.errors import InputError
 from probes.theme import DIVERGING, MISALIGNED, themed
 
 if TYPE_CHECKING:
-    from saes.inspect.coactivation import Coactivation, Measure
+    from saes.inspect.together import Coactivation, Measure
     from saes.inspect.density import Density
 
 

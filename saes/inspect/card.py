@@ -3,11 +3,11 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from saes.inspect.coactivation import Partner
 from saes.inspect.density import Density
-from saes.inspect.detection import Naming
+from saes.inspect.detecting import Naming
 from saes.inspect.neighbours import Neighbour
 from saes.inspect.passages import Context
+from saes.inspect.together import Partner
 
 
 @dataclass(frozen=True)

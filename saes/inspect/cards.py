@@ -11,7 +11,6 @@ from probes.models import Model
 from probes.progress import Progress, silent
 from saes.fits import check_fits
 from saes.inspect.card import LatentCard
-from saes.inspect.coactivation import Pairs
 from saes.inspect.collect import NEAR, Draws, Silences, Tops, top_contexts
 from saes.inspect.deck import CardDeck
 from saes.inspect.density import Densities
@@ -20,6 +19,7 @@ from saes.inspect.links import neuronpedia_link
 from saes.inspect.neighbours import nearest_latents, typical_nearest
 from saes.inspect.passages import WINDOW, Stretch, Window, distinct
 from saes.inspect.reading import TextSource, counted, latent_values, token_parts
+from saes.inspect.together import Pairs
 from saes.rows import Where, block_rows
 from saes.sae import SparseAutoencoder
 

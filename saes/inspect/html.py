@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from saes.inspect.card import LatentCard
     from saes.inspect.deck import CardDeck
     from saes.inspect.density import Density
-    from saes.inspect.detection import Naming
+    from saes.inspect.detecting import Naming
 
 SHADES = 8
 HEAT = ",".join(str(int(MISALIGNED[i : i + 2], 16)) for i in (1, 3, 5))

@@ -3,6 +3,7 @@
 import re
 
 from probes.errors import InputError
+from saes.formats.hub import releases
 
 SITE = "https://www.neuronpedia.org"
 
@@ -10,16 +11,14 @@ SITE = "https://www.neuronpedia.org"
 def neuronpedia_id(release: str, sae_id: str) -> str | None:
     """The name `modelId/saeId` under which Neuronpedia shows an SAE, or None where sae-lens knows of none.
 
-    `release` is a name of sae-lens's directory or a hub repository, `sae_id` an SAE's id or path in it. Importing
-    sae-lens takes seconds; nothing is fetched.
+    `release` is a name of sae-lens's directory or a hub repository, `sae_id` an SAE's id or path in it. Nothing is
+    fetched, and sae-lens is not imported.
     """
-    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
-
-    for name, found in get_pretrained_saes_directory().items():
-        if release in (name, found.repo_id):
-            for key, path in found.saes_map.items():
-                if sae_id in (key, path) and found.neuronpedia_id.get(key):
-                    return found.neuronpedia_id[key]
+    for name, found in releases().items():
+        if release in (name, found["repo_id"]):
+            for entry in found["saes"]:
+                if sae_id in (entry["id"], str(entry["path"])) and entry.get("neuronpedia"):
+                    return str(entry["neuronpedia"])
     return None
 
 
