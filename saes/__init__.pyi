@@ -31,6 +31,10 @@ from .inspect import name_latents as name_latents
 from .inspect import nearest_latents as nearest_latents
 from .inspect import neuronpedia_id as neuronpedia_id
 from .inspect import top_contexts as top_contexts
+from .latent_store import LatentBatch as LatentBatch
+from .latent_store import LatentColumn as LatentColumn
+from .latent_store import LatentStore as LatentStore
+from .latent_store import encode_into as encode_into
 from .latents import LatentStats as LatentStats
 from .latents import encode as encode
 from .latents import encode_store as encode_store
