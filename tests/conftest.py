@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: tiny random models with a tokenizer and a chat template, built from configurations."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from probes import Conversation, Model, load_model
+from tests.forking import Child
 from tests.probes.families import randomise
 
 # Threads gain nothing on models this small, and cost much on a busy machine.
@@ -144,3 +146,11 @@ def tiny_conversations() -> list[Conversation]:
 def scratch_folder(tmp_path: Path, tiny_folder: Path) -> Path:
     """A copy of the tiny model's folder that a test may change."""
     return Path(shutil.copytree(tiny_folder, tmp_path / "tiny"))
+
+
+@pytest.fixture
+def forked():
+    """The class of forked children; skips where the system cannot fork."""
+    if not hasattr(os, "fork"):
+        pytest.skip("this system cannot fork")
+    return Child

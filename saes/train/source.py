@@ -15,7 +15,8 @@ from probes.store import ActivationStore
 from saes.rows import HeldOut, Source, Tokens, Where, stream_rows
 from saes.train.recipe import SAERecipe
 
-CHUNK = 2**13  # rows read at a time
+#: Rows read at a time, and rows among which a store's are shuffled.
+CHUNK, BUFFER = 2**13, 2**15
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,7 @@ class RowSource:
         if store_digest(self.rows) != self.digest:
             raise InputError(f"{self.rows.path}: has changed since this training began; train on it anew")
         wanted: Any = {"layers": self.layers, "where": self.where}
-        return self.rows.iter_batches(CHUNK, shuffle=True, generator=generator, **wanted)
+        return self.rows.iter_batches(CHUNK, shuffle=True, generator=generator, buffer=BUFFER, **wanted)
 
     def parted(self, chunk: Activations) -> tuple[Bool[Tensor, " sample"], Bool[Tensor, " sample"]]:
         """Which rows are late enough in their conversation, and which of all are held out."""

@@ -1,5 +1,6 @@
 """From activations to SAEs in a folder each: begin, go on after a break, finish, test on rows held out."""
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from saes.train.source import RowSource, open_source
 from saes.train.survey import Survey, survey
 
 RECORD, FORMAT = "training.json", "persona-geometry/sae-training/1"
+_FINISHED = "finished"
 _FILES = ("cfg.json", "sae_weights.safetensors", RECORD, CHECKPOINT)
 
 
@@ -159,16 +161,27 @@ def _train(
         if begun := read_about(ask.folder):
             read_checkpoint(ask.folder, trainer)
             run.log += begun["log"]
-        ask.folder.mkdir(parents=True, exist_ok=True)
+        _tidy(ask.folder)
         runs.append(run)
     train_runs(runs, source, surveys, recipe, checkpoint_every=checkpoint_every, progress=progress)
     for run in runs:
         _finish(run, source, surveys[run.layer])
 
 
+def _tidy(folder: Path) -> None:
+    """Make the folder, and remove what a killed training had half written in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in _leftovers(folder):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def _leftovers(folder: Path) -> set[Path]:
+    return {left for name in (*_FILES, _FINISHED) for left in folder.glob(f".{name}.*")}
+
+
 def _finish(run: Run, source: RowSource, found: Survey) -> None:
     """Publish the SAE file by file, its record last: until that is there, the checkpoint still counts."""
-    with tempfile.TemporaryDirectory(dir=run.folder, prefix=".finished.") as temporary:
+    with tempfile.TemporaryDirectory(dir=run.folder, prefix=f".{_FINISHED}.") as temporary:
         save(run.trainer, Path(temporary))
         for name in _FILES[:2]:
             publish(Path(temporary) / name, run.folder / name)
@@ -213,7 +226,8 @@ def _is_done(ask: Ask, asked: dict[str, Any], *, fresh: bool) -> bool:
     folder = ask.folder
     if not folder.exists():
         return False
-    if not folder.is_dir() or (any(folder.iterdir()) and not any((folder / name).exists() for name in _FILES)):
+    others = not folder.is_dir() or set(folder.iterdir()) - _leftovers(folder)
+    if others and not any((folder / name).exists() for name in _FILES):
         raise InputError(f"{folder} exists and holds no SAE: choose another folder")
     if fresh:
         for name in _FILES:

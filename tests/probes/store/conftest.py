@@ -1,11 +1,4 @@
-"""What the store's tests share: made-up activations, and children that are forked from the warm test process."""
-
-import os
-import signal
-import time
-import traceback
-import warnings
-from collections.abc import Callable
+"""What the store's tests share: made-up activations."""
 
 import pytest
 import torch
@@ -37,44 +30,3 @@ def filled(made, tmp_path):
         for first in range(0, 12, 3):
             writer.append(made(first, first + 3))
     return store, made(0, 12)
-
-
-class Child:
-    """A forked process that does one thing and ends."""
-
-    def __init__(self, work: Callable[[], object]) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads, and there are some
-            self.pid = os.fork()
-        if not self.pid:
-            code = 1
-            try:
-                work()
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-
-    def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-
-    def wait(self, seconds: float = 60) -> int | str:
-        """Its exit code, or "killed"."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                return "killed" if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-            time.sleep(0.002)
-        self.kill()
-        os.waitpid(self.pid, 0)
-        raise TimeoutError("the child did not end")
-
-
-@pytest.fixture
-def forked():
-    """The class of forked children; skips where the system cannot fork."""
-    if not hasattr(os, "fork"):
-        pytest.skip("this system cannot fork")
-    return Child
