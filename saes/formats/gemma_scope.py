@@ -52,7 +52,7 @@ def read(folder: Path, label: str) -> Published:
 
 def _arrays(file: Path) -> Weights:
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             found = {re.sub("^w_", "W_", key): torch.from_numpy(arrays[key]) for key in arrays.files}
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise damaged(file, error) from error

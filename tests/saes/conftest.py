@@ -17,7 +17,7 @@ def _encode(sae: SparseAutoencoder, x: np.ndarray) -> np.ndarray:
         pre = [(vector - (bias if sae.centred else 0)) @ w[:, j] + b[j] for j in range(w.shape[1])]
         if sae.kind == "topk":
             kept = sorted(range(len(pre)), key=lambda j: -pre[j])[: sae.k]
-        elif sae.kind == "jumprelu":
+        elif sae.kind in ("jumprelu", "gated"):
             kept = [j for j in range(len(pre)) if pre[j] > float(sae.threshold[j])]
         else:
             kept = list(range(len(pre)))
@@ -54,13 +54,13 @@ def make_sae(kind: str, *, d_model: int = 32, d_sae: int = 64, layer: int = 2, s
         kind=kind,  # type: ignore[arg-type]
         layer=layer,
         k=5 if kind == "topk" else None,
-        threshold=torch.rand(d_sae, generator=g) if kind == "jumprelu" else None,
+        threshold=torch.rand(d_sae, generator=g) if kind in ("jumprelu", "gated") else None,
         name=f"random {kind}",
         hook=f"blocks.{layer}.hook_resid_post",
     )
 
 
-@pytest.fixture(params=["topk", "jumprelu", "standard"])
+@pytest.fixture(params=["topk", "jumprelu", "standard", "gated"])
 def sae(request: pytest.FixtureRequest) -> SparseAutoencoder:
     """A small random SAE of each kind."""
     return make_sae(request.param)
