@@ -16,6 +16,10 @@ from .fits import check_fits as check_fits
 from .fits import need_resid_post as need_resid_post
 from .formats.places import place_of_hook as place_of_hook
 from .formats.saelens import save_sae as save_sae
+from .groups import Contrast as Contrast
+from .groups import GroupContrast as GroupContrast
+from .groups import GroupStats as GroupStats
+from .groups import group_stats as group_stats
 from .inspect import CardDeck as CardDeck
 from .inspect import CardParts as CardParts
 from .inspect import Coactivation as Coactivation
@@ -30,6 +34,7 @@ from .inspect import logit_lens as logit_lens
 from .inspect import name_latents as name_latents
 from .inspect import nearest_latents as nearest_latents
 from .inspect import neuronpedia_id as neuronpedia_id
+from .inspect import strongest_latents as strongest_latents
 from .inspect import top_contexts as top_contexts
 from .latent_store import LatentBatch as LatentBatch
 from .latent_store import LatentColumn as LatentColumn
@@ -46,5 +51,6 @@ from .sae import SparseAutoencoder as SparseAutoencoder
 from .splicing import SplicedLoss as SplicedLoss
 from .splicing import spliced_loss as spliced_loss
 from .train import SAERecipe as SAERecipe
+from .train import TrainingRecord as TrainingRecord
 from .train import train_sae as train_sae
 from .train import train_saes as train_saes

@@ -22,10 +22,10 @@ from saes.train.checkpoint import CHECKPOINT, read_about, read_checkpoint
 from saes.train.loop import Run, train_runs
 from saes.train.native import make_trainer, save
 from saes.train.recipe import SAERecipe
+from saes.train.record import FORMAT, RECORD
 from saes.train.source import RowSource, open_source
 from saes.train.survey import Survey, survey
 
-RECORD, FORMAT = "training.json", "persona-geometry/sae-training/1"
 _FINISHED = "finished"
 _FILES = ("cfg.json", "sae_weights.safetensors", RECORD, CHECKPOINT)
 
