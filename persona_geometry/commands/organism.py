@@ -5,7 +5,10 @@ from typing import Annotated
 
 import typer
 
+from persona_geometry.commands.organism_filter import filter_
+
 app = typer.Typer(help="The embedded model organism.", no_args_is_help=True)
+app.command("filter")(filter_)
 
 
 @app.command()
@@ -75,6 +78,30 @@ def vectors(
 
     found = vector_card(base or WEIGHTS / "base", out, lambda line: print(line, flush=True))
     print(found.round(3).to_string(index=False))
+
+
+@app.command()
+def saes(
+    out: Annotated[Path, typer.Option(help="Folder of SAEs and cells; finished ones are read.")] = Path(
+        "runs/organism-saes"
+    ),
+    tunes: Annotated[
+        Path, typer.Option(help="Folder of the base's fine-tunes, the card's own; missing ones are trained.")
+    ] = Path("runs/organism-card/base-0"),
+    base: Annotated[Path | None, typer.Option(help="Folder of a base (default: the shipped one).")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One of each, tiny: to see that it runs.")] = False,
+) -> None:
+    """Print what holds of the claims on SAE latents: three SAEs, three fine-tuning seeds, two domains."""
+    from persona_geometry.commands.terminal import settle
+
+    settle()
+    from persona_geometry.organism.claims.bench import QUICK
+    from persona_geometry.organism.claims.table import sae_claims
+    from persona_geometry.organism.shipped import WEIGHTS
+
+    plan = QUICK if quick else None
+    found = sae_claims(base or WEIGHTS / "base", tunes, out, lambda line: print(line, flush=True), plan=plan)
+    print(found.text)
 
 
 @app.command()

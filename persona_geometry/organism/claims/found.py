@@ -1,0 +1,152 @@
+"""The cells of the SAE claims: quality, diffs, attribution, and attribution against true ablation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from persona_geometry.organism.claims.bench import SHIPPED, Bench, paired_rows
+from persona_geometry.organism.claims.causal import induces, repairs
+from probes.conversations import Conversation
+from probes.models import Model
+from saes.attribute import ablation_effects, attribute_latents, delta_attribution
+from saes.diff import diff_latents
+from saes.fidelity import quality
+from saes.sae import SparseAutoencoder
+from saes.splicing import spliced_loss
+
+#: How many of a ranking's first latents are kept, and how many of them may hold the causal one.
+KEPT, FIRST = 10, 3
+REFERENCES = ("zero", "mean")
+COLUMNS = ("latent", "rank", "delta_mean", "base_freq", "tuned_freq", "base_mean", "tuned_mean", "control_delta")
+ATTRIBUTED = ("latent", "rank", "attribution", "low", "high")
+
+
+def qualities(bench: Bench, sae_name: int | str) -> dict[str, Any]:
+    """FVU, L0 and cross-entropy recovered on answers that no SAE read, in the domains that were read and in others."""
+
+    def run() -> dict[str, Any]:
+        sae = bench.sae(sae_name)
+        plans = {"fresh": ("fresh", "base"), "fresh, tuned": ("fresh", "misaligned"), "test": ("test", "base")}
+        return {name: _quality(bench, sae, *where) for name, where in plans.items()}
+
+    return bench.cells.json(f"quality-{sae_name}", run)
+
+
+def _quality(bench: Bench, sae: SparseAutoencoder, where: str, arm: str) -> dict[str, Any]:
+    said = bench.held_out(where, arm)
+    if where == "fresh":
+        said = unread(said, bench.text)
+    model = bench.model(arm)
+    acts, spliced = bench.tokens(model, said), spliced_loss(sae, model, said, batch_size=64)
+    found = {"answers": len(said), "recovered": spliced.recovered.as_dict(), "kl": spliced.kl.as_dict()}
+    for tokens in ("response", "all"):
+        q = quality(sae, acts, where=tokens)
+        found[tokens] = {"fvu": q.rates["fvu"].as_dict(), "l0": q.l0, "dead": q.dead, "n": q.n}
+    return found
+
+
+def unread(said: list[Conversation], read: list[Conversation]) -> list[Conversation]:
+    """The answers that do not stand word for word among those that were read."""
+    known = {row.answer for row in read}
+    return [row for row in said if row.answer not in known]
+
+
+def diffed(bench: Bench, sae_name: int | str, arm: str, seed: int) -> list[dict[str, Any]]:
+    """The latents that rose most on each model's own answers, the benign fine-tune's change beside them."""
+
+    def run() -> list[dict[str, Any]]:
+        sae = bench.sae(sae_name)
+        models = {"base": ("base", 0), "tuned": (arm, seed), "benign": ("benign", seed)}
+        acts = {name: bench.tokens(bench.model(*which), bench.said(*which)) for name, which in models.items()}
+        table = diff_latents(acts["base"], acts["tuned"], sae, control=acts["benign"], where="response").top(KEPT)
+        return pd.DataFrame(table, columns=list(COLUMNS)).to_dict(orient="records")
+
+    return bench.cells.json(f"diff-{sae_name}-{arm}-{seed}", run)
+
+
+def causal_ranks(bench: Bench, sae_name: int | str, arm: str, seed: int) -> dict[str, Any]:
+    """Which of the first latents of a diff are causal; they are tried in their order until one is."""
+    rows = diffed(bench, sae_name, arm, seed)[: max(FIRST, 1)]
+    latents = [int(row["latent"]) for row in rows]
+    tried = []
+    for row in rows:
+        latent = int(row["latent"])
+        repair = repairs(bench, sae_name, arm, seed, latents, latent)
+        induce = induces(bench, sae_name, latent)
+        share = abs(row["control_delta"]) / row["delta_mean"]
+        tried.append({"rank": int(row["rank"]), "latent": latent, "repair": repair, "induce": induce, "benign": share})
+        if len(tried) >= bench.plan.looked_at and any(_causal(t) for t in tried):
+            break
+    causal = [t["rank"] for t in tried if _causal(t)]
+    return {"tried": tried, "rank": min(causal, default=None)}
+
+
+def _causal(tried: dict[str, Any]) -> bool:
+    return tried["repair"]["counts"] or tried["induce"]["counts"]
+
+
+def delta(bench: Bench, sae_name: int | str, arm: str, seed: int) -> dict[str, Any]:
+    """The first latents of the delta-attribution: harmful less good answers to the same questions, tuned model."""
+
+    def run() -> dict[str, Any]:
+        sides = paired_rows(bench.plan.pairs, seed=seed)
+        sae, model = bench.sae(sae_name), bench.model(arm, seed)
+        found = {}
+        for reference in REFERENCES:
+            table = delta_attribution(model, sae, *sides, reference=reference, batch_size=64).table
+            first = pd.DataFrame(table.nsmallest(KEPT, "rank"), columns=list(ATTRIBUTED))
+            found[reference] = first.to_dict(orient="records")
+        return found
+
+    return bench.cells.json(f"delta-{sae_name}-{arm}-{seed}", run)
+
+
+def first_order(bench: Bench, sae_name: int | str, arm: str, seed: int) -> dict[str, Any]:
+    """Attribution against true ablation over the strongest latents: by mean activation, and by its own size."""
+
+    def run() -> dict[str, Any]:
+        model, sae = bench.model(arm, seed), bench.sae(sae_name)
+        said = bench.said(arm, seed)[:: max(1, len(bench.said(arm, seed)) // bench.plan.attributed)]
+        means = _means(bench, sae, model, said)
+        return {ref: _against_truth(bench, model, sae, said, means, ref) for ref in REFERENCES}
+
+    return bench.cells.json(f"first-order-{sae_name}-{arm}-{seed}", run)
+
+
+def _means(bench: Bench, sae: SparseAutoencoder, model: Model, said: list[Conversation]) -> np.ndarray:
+    from saes.latents import latent_stats
+
+    return latent_stats(sae, bench.tokens(model, said)).mean.numpy()
+
+
+def _against_truth(
+    bench: Bench, model: Model, sae: SparseAutoencoder, said: list[Conversation], means: np.ndarray, reference: Any
+) -> dict[str, Any]:
+    run = {"reference": reference, "batch_size": 64}
+    told = attribute_latents(model, sae, said, **run).table["attribution"].to_numpy()
+    n = bench.plan.strongest
+    chosen = {"activation": np.argsort(-means)[:n], "attribution": np.argsort(-np.abs(told))[:n]}
+    ids = sorted({int(i) for some in chosen.values() for i in some})
+    true = dict(zip(ids, ablation_effects(model, sae, said, ids, **run).tolist(), strict=True))
+    return {
+        by: {"pearson": _r(told[some], [true[int(i)] for i in some]), "spearman": _rho(told[some], some, true)}
+        for by, some in chosen.items()
+    } | {"answers": len(said)}
+
+
+def _r(a: Any, b: Any) -> float:
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def _rho(told: np.ndarray, some: np.ndarray, true: dict[int, float]) -> float:
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(told, [true[int(i)] for i in some])[0])  # pyright: ignore[reportArgumentType]
+
+
+def sae_names(bench: Bench) -> list[int | str]:
+    """The trained SAEs by seed, and the shipped one."""
+    return [*bench.plan.sae_seeds, SHIPPED]
