@@ -11,10 +11,13 @@ from persona_geometry.commands import (
     demo,
     effect,
     export,
+    filter,
+    latent,
     organism,
     probe,
     report,
     study,
+    train_sae,
     vector,
     verify,
 )
@@ -33,11 +36,14 @@ app.command("report")(report.report)
 app.command("vector")(vector.vector)
 app.command("effect")(effect.effect)
 app.command("export")(export.export)
+app.command("filter")(filter.filter_)
 app.command("verify")(verify.verify)
 app.command("capture")(capture.capture)
 app.command("ask")(ask.ask)
 app.command("compare")(compare.compare)
 app.command("probe")(probe.probe)
+app.command("train-sae")(train_sae.train_sae)
+app.command("latent")(latent.latent)
 app.add_typer(organism.app, name="organism")
 
 

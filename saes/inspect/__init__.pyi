@@ -17,6 +17,7 @@ from .neighbours import Neighbour as Neighbour
 from .neighbours import nearest_latents as nearest_latents
 from .passages import Context as Context
 from .reading import load_rows as load_rows
+from .strongest import strongest_latents as strongest_latents
 from .together import Coactivation as Coactivation
 from .together import Partner as Partner
 from .together import coactivation as coactivation

@@ -21,8 +21,8 @@ class Context:
 
     `tokens` and `values` (the latent at each, 0 at tokens that do not count) run side by side; `peak` is the index of
     the token that the stretch was cut for, `conversation` its row, `position` its place there. `in_response` says
-    whether it is the answer's. `copies` counts the near-equal strong passages that it stands for, with itself; `quantile`
-    is the share of the latent's active tokens that reach no higher (None: chosen as one of the highest, or silent).
+    whether it is the answer's. `copies` counts the near-equal strong passages that it stands for, with itself.
+    `quantile` is the share of the latent's active tokens that reach no higher (None: one of the highest, or silent).
     """
 
     tokens: tuple[str, ...]

@@ -11,6 +11,7 @@ from probes import InputError
 from saes import CardParts, feature_cards, latent_cards, logit_lens, nearest_latents, neuronpedia_id, top_contexts
 from saes.inspect import CardDeck, Context, Detection, LatentCard, Naming, neuronpedia_link
 from saes.inspect.html import shown
+from tests.persona_geometry.report.browser import CHROMIUM, DESKTOP, PHONE, Browser
 
 EVIL = ("<script>document.title='owned'</script>", "'\"><img src=x onerror=alert(1)>", "</article></style>&amp;")
 
@@ -184,3 +185,21 @@ def test_bad_input(change, said, topk, tiny_model, tiny_conversations):
 def test_bad_parts(change, said):
     with pytest.raises(InputError, match=said):
         CardParts(**change)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_a_browser_runs_nothing_and_fetches_nothing(hostile, screen, tmp_path):
+    [path] = hostile.write(tmp_path / "cards.html")
+    browser = Browser()
+    try:
+        browser.open(path, screen=screen)
+        seen = "[document.title.startsWith('Feature cards'), document.scripts.length, document.images.length]"
+        assert browser.script(seen) == [True, 0, 0]
+        assert browser.script("document.documentElement.scrollWidth <= innerWidth")
+        assert browser.script("document.querySelectorAll('article').length") == 3
+        assert browser.requests() == [] and browser.troubles() == []
+        shown_text = browser.script("document.querySelector('.p').textContent")
+    finally:
+        browser.close()
+    assert all(text in shown_text for text in EVIL)
