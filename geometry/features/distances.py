@@ -17,7 +17,7 @@ from probes.errors import InputError
 from saes.sae import SparseAutoencoder
 
 Aggregate = Literal["mean", "max", "top_q", "quantile", "centroid"]
-BLOCK = 1024
+BLOCK = 512
 
 
 def unit_rows(directions: Float[Tensor, "feature d_model"], *, first: int = 0) -> Float[Tensor, "feature d_model"]:
@@ -121,15 +121,14 @@ def scored(
 def _aggregated(mean: Tensor, cosines: Tensor, aggregates: Sequence[str], q: float, length: float) -> Tensor:
     """`[block, aggregate]` of the mean cosine `[block]` and, where they are needed, all cosines `[target, block]`."""
     found = {"mean": mean, "centroid": mean / length}
-    if "max" in aggregates:
-        found["max"] = cosines.amax(dim=0)
-    if "top_q" in aggregates or "quantile" in aggregates:
+    if set(aggregates) & {"top_q", "quantile"}:
         ascending = _ascending(cosines)
-        n = ascending.shape[1]
-        found["top_q"] = ascending[:, n - math.ceil(q * n) :].mean(dim=1)
-        place = (1 - q) * (n - 1)
+        n, place = ascending.shape[1], (1 - q) * (ascending.shape[1] - 1)
         low, high = ascending[:, math.floor(place)], ascending[:, math.ceil(place)]
         found["quantile"] = low + (high - low) * (place - math.floor(place))
+        found["top_q"], found["max"] = ascending[:, n - math.ceil(q * n) :].mean(dim=1), ascending[:, -1]
+    elif "max" in aggregates:
+        found["max"] = cosines.amax(dim=0)
     return torch.stack([found[name] for name in aggregates], dim=1).clamp_(-1, 1)
 
 

@@ -1,5 +1,6 @@
 """Are the features of inducing data nearer to harmful ones than those of benign data? Effect, interval and null."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,6 @@ from saes.sae import SparseAutoencoder
 
 AGGREGATES: tuple[Aggregate, ...] = ("mean", "max", "top_q")
 ROUNDING = 1e-7  # of a cosine in float32: a draw this near to the effect has reached it
-_CELLS = 4_000_000  # numbers gathered at a time
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class GeometryTable:
         """One row of the table as a dictionary of plain Python values."""
         found = self.table[(self.table["with_shared"] == with_shared) & (self.table["aggregate"] == aggregate)]
         if found.empty:
-            raise InputError(f"no row with_shared={with_shared}, aggregate={aggregate!r}; use {', '.join(AGGREGATES)}")
+            known = ", ".join(self.table["aggregate"].unique())
+            raise InputError(f"no row with_shared={with_shared}, aggregate={aggregate!r}; use {known}")
         return found.iloc[0].astype(object).to_dict()
 
     @property
@@ -88,16 +89,17 @@ def compare_sets(
     generator: torch.Generator,
     n_permutations: int = 10_000,
     null: Null = "label_permutation",
+    aggregates: Sequence[Aggregate] = AGGREGATES,
     side: Side = "decoder",
     product: CausalProduct | None = None,
 ) -> GeometryTable:
     """Compare how near two feature sets lie to a harmful one: effect = sim(inducing, harmful) - sim(benign, harmful).
 
     sim is the mean over a set's latents of their cosines to the harmful latents, aggregated by mean (the headline), max
-    and top_q (largest tenth), of the decoder rows or of the other `side`, and by the Euclidean inner product or another
-    one (`causal_product`). Each comparison is made twice: without the latents that both sets hold
-    and without harmful latents in either (the headline), and with them. The claim is that of arXiv 2605.00842; the
-    test is our own, and takes the harmful set as given.
+    and top_q (largest tenth), of the decoder rows or of the other `side`, by the Euclidean inner product or by another
+    (`causal_product`). Each comparison is made twice: without the latents that both sets hold and without harmful
+    latents in either (the headline), and with them. The claim is that of arXiv 2605.00842; the test is our own, and
+    takes the harmful set as given.
 
     Nulls: `label_permutation` shuffles which latents (of those in one set only) count as inducing; `random_features`
     puts random latents of the dictionary in place of all, those that never fire included;
@@ -110,10 +112,12 @@ def compare_sets(
         check_fits(features, sae, role)
     if n_permutations < 1:
         raise InputError(f"n_permutations={n_permutations}; use at least 1")
+    if "mean" not in aggregates or "centroid" in aggregates:
+        raise InputError(f"aggregates {tuple(aggregates)}: use mean, the headline, and any of max, top_q and quantile")
     strata = {shared: _split(inducing, benign, harmful, shared) for shared in (False, True)}
     latents = torch.cat([one.latents for one in strata.values()]).unique()
     scored_latents = latents if null == "label_permutation" else None
-    scores, alive = set_scores(sae, harmful, scored_latents, side=side, product=product)
+    scores, alive = set_scores(sae, harmful, scored_latents, aggregates=aggregates, side=side, product=product)
     check_alive(alive, latents, side)
     draws = {
         shared: null_draws(null, one, _eligible(alive, harmful, shared), n_permutations, generator)
@@ -121,7 +125,7 @@ def compare_sets(
     }
     rows, nulls = [], []
     for with_shared, one in strata.items():
-        table, effects = _compare(scores, one, draws[with_shared], generator)
+        table, effects = _compare(scores, one, draws[with_shared], generator, aggregates)
         rows.append(table.assign(with_shared=with_shared, null=_name(null), n_harmful=len(harmful)))
         nulls.append(pd.DataFrame({"null": _name(null), "effect": effects}))
     sets = {"inducing": _kept(inducing, benign, harmful), "benign": _kept(benign, inducing, harmful)}
@@ -163,6 +167,7 @@ def set_scores(
     harmful: FeatureSet,
     latents: Tensor | None,
     *,
+    aggregates: Sequence[Aggregate] = AGGREGATES,
     side: Side = "decoder",
     product: CausalProduct | None = None,
 ) -> tuple[Float[Tensor, "d_sae aggregate"], Bool[Tensor, " d_sae"]]:
@@ -173,8 +178,8 @@ def set_scores(
     directions = side_directions(sae, side)
     targets, wanted = directions[harmful.index.to(sae.device)], slice(None) if latents is None else latents
     mine = directions if latents is None else directions[latents.to(sae.device)]
-    found, norms = scored(mine, targets, aggregates=AGGREGATES, side=side, product=product)
-    scores = torch.full((sae.d_sae, len(AGGREGATES)), torch.nan, dtype=torch.float64)
+    found, norms = scored(mine, targets, aggregates=aggregates, side=side, product=product)
+    scores = torch.full((sae.d_sae, len(aggregates)), torch.nan, dtype=torch.float64)
     alive = torch.zeros(sae.d_sae, dtype=torch.bool)
     scores[wanted], alive[wanted] = found.double().cpu(), ((norms > 0) & torch.isfinite(norms)).cpu()
     return scores, alive
@@ -187,19 +192,22 @@ def check_alive(alive: Tensor, latents: Tensor, side: str) -> None:
         raise InputError(f"the {side} direction of latent {int(dead[0])} is zero or NaN: it has no angle; drop it")
 
 
-def _means(scores: Tensor, draws: Int[Tensor, "draw latent"], weights: Tensor) -> Float[Tensor, "draw side aggregate"]:
-    """Both sets' similarity in each draw: one matrix product per block of draws."""
-    step = max(1, _CELLS // (draws.shape[1] * scores.shape[1]))
-    return torch.cat([weights @ scores[part] for part in draws.split(step)])
+def _means(scores: Tensor, draws: Int[Tensor, "draw latent"], strata: Strata) -> Float[Tensor, "draw side aggregate"]:
+    """Both sets' similarity in each draw: gathered one aggregate at a time, then summed by one matrix product."""
+    columns, weights = scores.T.contiguous(), strata.weights
+    gathered = (column[draws.flatten()].view(draws.shape) for column in columns)
+    return torch.stack([values @ weights.T for values in gathered], dim=2)
 
 
-def _compare(scores: Tensor, strata: Strata, draws: Tensor, generator: torch.Generator) -> tuple[pd.DataFrame, Any]:
-    """The table's rows for one set of strata, and the null effects of the first aggregate."""
-    observed = _means(scores, strata.latents[None], strata.weights)[0]
+def _compare(
+    scores: Tensor, strata: Strata, draws: Tensor, generator: torch.Generator, aggregates: Sequence[str]
+) -> tuple[pd.DataFrame, Any]:
+    """The table's rows for one set of strata, and the null effects of the headline."""
+    observed = _means(scores, strata.latents[None], strata)[0]
     effect = observed[0] - observed[1]
-    means = _means(scores, draws, strata.weights)
+    means = _means(scores, draws, strata)
     under_null = means[:, 0] - means[:, 1]
-    resampled = _means(scores, resamples(strata, generator), strata.weights)
+    resampled = _means(scores, resamples(strata, generator), strata)
     low, high = (resampled[:, 0] - resampled[:, 1]).quantile(torch.tensor([0.025, 0.975]).double(), dim=0)
     reached = (under_null >= effect - ROUNDING).sum(dim=0)
     columns = {
@@ -214,4 +222,4 @@ def _compare(scores: Tensor, strata: Strata, draws: Tensor, generator: torch.Gen
     alone, both, other = strata.sizes
     sizes = {"n_inducing": alone + both, "n_benign": both + other, "n_permutations": len(draws)}
     body = {name: values.tolist() for name, values in columns.items()}
-    return pd.DataFrame({"aggregate": AGGREGATES, **body, **sizes}), under_null[:, 0].numpy()
+    return pd.DataFrame({"aggregate": aggregates, **body, **sizes}), under_null[:, aggregates.index("mean")].numpy()
