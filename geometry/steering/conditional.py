@@ -12,6 +12,7 @@ from torch import Tensor
 
 from geometry.steering.operators import wide
 from geometry.steering.vectors import Number, PersonaVector
+from probes.edits import site_of
 from probes.errors import InputError
 from probes.hooks import Operator, Positions, active_positions
 from probes.linear import LinearProbe
@@ -79,6 +80,11 @@ class When:
         if self.decide not in get_args(Decision) or self.side not in ("above", "below"):
             raise InputError(
                 f"decide={self.decide!r}, side={self.side!r}: use {', '.join(get_args(Decision))}; above or below"
+            )
+        if site_of(self.operator) != "resid_post":
+            raise InputError(
+                f"an operator at {site_of(self.operator)} inside When, which reads and changes the outputs of blocks: "
+                "use one that acts there, such as one on an SAE of resid_post"
             )
         if self.layer > min(self.operator.layers):
             raise InputError(

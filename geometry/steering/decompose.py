@@ -10,6 +10,7 @@ from torch import Tensor
 
 from geometry.steering.vectors import PersonaVector
 from probes.errors import InputError
+from saes.fits import need_resid_post
 from saes.sae import SparseAutoencoder
 
 
@@ -44,10 +45,11 @@ def decompose(
     Each step takes the latent whose unit decoder direction lies nearest to what is left, then fits all weights anew by
     non-negative least squares. It stops early where no latent points to what is left. Weights are non-negative because
     activations are: a latent cannot fire below zero. Raises InputError where the vector has no direction at the SAE's
-    block or another width.
+    block or another width, and for an SAE of another site than the blocks' outputs.
     """
     if n < 1:
         raise InputError(f"{n} latents: give at least 1")
+    need_resid_post(sae, "a persona vector")
     target = vector.unit(sae.layer).double().cpu().numpy()
     if target.size != sae.d_model:
         raise InputError(

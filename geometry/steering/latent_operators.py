@@ -14,6 +14,7 @@ from torch import Tensor
 
 from geometry.steering.operators import RankOne, check_positions, masked, wide
 from geometry.steering.vectors import Number
+from probes.activations import SITES, Site
 from probes.errors import InputError
 from probes.hooks import Positions
 from saes.sae import SparseAutoencoder
@@ -24,7 +25,7 @@ class ClampLatent:
     """Set latents to values, or shift them: h' = h + sum_i (z'_i - z_i(h)) d_i, with d_i the decoder row of latent i.
 
     Give either `to` (z' = to; below 0 pushes beyond "off") or `delta` (z' = z + delta): one number for all latents, or
-    one for each, in the SAE's own activation units. `latents` is one index or several. It acts at the SAE's block.
+    one for each, in the SAE's own activation units. `latents` is one index or several. It acts at the SAE's site.
     Clamping to 0 the one latent that rose most is the ablation of arXiv 2506.19823.
     """
 
@@ -43,6 +44,11 @@ class ClampLatent:
         given = self.to if self.delta is None else self.delta
         if isinstance(given, Sequence) and len(given) != len(self.indices):
             raise InputError(f"clamp: {len(given)} values for {len(self.indices)} latents; give one, or one for each")
+
+    @property
+    def site(self) -> Site:
+        """The site of the block at which it acts: the SAE's own."""
+        return self.sae.site
 
     @property
     def indices(self) -> tuple[int, ...]:
@@ -96,6 +102,11 @@ class AddLatent:
         object.__setattr__(self, "step", rows.sum(0) * (self.strength * self.norm))
 
     @property
+    def site(self) -> Site:
+        """The site of the block at which it acts: the SAE's own."""
+        return self.sae.site
+
+    @property
     def indices(self) -> tuple[int, ...]:
         """The latents, always as a tuple."""
         return _indices(self.latents)
@@ -120,6 +131,8 @@ def _indices(latents: int | Sequence[int]) -> tuple[int, ...]:
 
 def _settle(operator: ClampLatent | AddLatent) -> None:
     """Check what both operators share and fix the block they act at."""
+    if operator.sae.site not in SITES:
+        raise InputError(f"SAE {operator.sae.name!r} reads {operator.sae.place}, which cannot be changed: take another")
     if not operator.indices or len(set(operator.indices)) < len(operator.indices):
         raise InputError(f"latents {operator.latents}: give at least one, each of them once")
     operator.sae.check_latents(operator.indices)

@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from geometry.steering.operators import RankOne, check_positions, masked, wide
+from probes.activations import Site
+from probes.edits import site_of
 from probes.errors import InputError
 from probes.hooks import Operator, Positions
 
@@ -29,16 +31,18 @@ class Table(NamedTuple):
 class PerRow:
     """Apply to each row its own operator: row r gets `operators[rows[r]]`, or nothing where `rows[r]` is -1.
 
-    All operators share one kind of positions. In `sample` and `capture`, a row is a conversation of the whole call:
-    they bind the rows of each batch through `for_rows`. Called directly, a row is a row of the batch. Operators that
-    move activations along one direction (`Add`, `AddLatent`, `SetProjection`, `Cap`, `Floor`, `Ablate` of a vector) are
-    applied to all rows in one formula, so that a hundred of them cost no more than one; others take a call each.
+    All operators share one kind of positions and one site. In `sample` and `capture`, a row is a conversation of the
+    whole call: they bind the rows of each batch through `for_rows`. Called directly, a row is a row of the batch.
+    Operators that move activations along one direction (`Add`, `AddLatent`, `SetProjection`, `Cap`, `Floor`, `Ablate`
+    of a vector) are applied to all rows in one formula, so that a hundred of them cost no more than one; others take a
+    call each.
     """
 
     operators: Sequence[Operator]
     rows: Sequence[int]
     layers: tuple[int, ...] = field(init=False)
     positions: Positions = field(init=False)
+    site: Site = field(init=False)
     tables: Mapping[int, Table] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -47,6 +51,9 @@ class PerRow:
         kinds = {operator.positions for operator in self.operators}
         if len(kinds) != 1:
             raise InputError(f"operators at positions {sorted(kinds)} in one PerRow: make one PerRow for each kind")
+        sites = {site_of(operator) for operator in self.operators}
+        if len(sites) != 1:
+            raise InputError(f"operators at sites {sorted(sites)} in one PerRow: make one PerRow for each site")
         bound = [type(operator).__name__ for operator in self.operators if hasattr(operator, "for_pass")]
         if bound:
             raise InputError(f"{bound[0]} inside PerRow: it must see every pass whole; put the PerRow inside it")
@@ -55,6 +62,7 @@ class PerRow:
         tables = {layer: _table(self.operators, layer) for layer in layers}
         object.__setattr__(self, "layers", tuple(layers))
         object.__setattr__(self, "positions", kinds.pop())
+        object.__setattr__(self, "site", sites.pop())
         object.__setattr__(self, "tables", {layer: table for layer, table in tables.items() if table is not None})
 
     def for_rows(self, indices: Sequence[int]) -> "PerRow":

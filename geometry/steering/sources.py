@@ -13,6 +13,7 @@ from probes.conversations import Conversation, template_hash
 from probes.errors import InputError
 from probes.linear import LinearProbe
 from probes.models import Model, check_same_family
+from saes.fits import need_resid_post
 from saes.sae import SparseAutoencoder
 
 
@@ -103,7 +104,11 @@ def probe_vector(probe: LinearProbe, *, layer: int, model: Model, scale: Number 
 
 
 def from_latent(sae: SparseAutoencoder, latent: int, scale: Number = 1.0) -> PersonaVector:
-    """The unit decoder row of one SAE latent times `scale`, at the SAE's block: it points to where the latent fires."""
+    """The unit decoder row of one SAE latent times `scale`, at the SAE's block: it points to where the latent fires.
+
+    Raises InputError for an SAE of another site than the blocks' outputs.
+    """
+    need_resid_post(sae, "a persona vector")
     sae.check_latents([latent])
     return PersonaVector(
         {sae.layer: sae.directions[latent].cpu() * scale},

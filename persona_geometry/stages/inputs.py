@@ -15,7 +15,7 @@ from probes.errors import InputError
 from probes.judges import Judge, Verdict
 from probes.models import Model, check_layer, check_same_family
 from probes.questions import Question, check_disjoint
-from saes.fits import check_fits
+from saes.fits import check_fits, need_resid_post
 from saes.sae import SparseAutoencoder
 
 T = TypeVar("T")
@@ -111,6 +111,7 @@ class Inputs:
             check_layer(self.models["base"], layer)
         if self.sae is not None:
             check_fits(self.sae, self.models["base"])
+            need_resid_post(self.sae, "a study")
         check_disjoint(self.of("selection"), self.of("test"))
         if not self.of("test", "out_of_domain"):
             raise InputError("study: no test question out of domain; add questions whose `where` is not in_domain")

@@ -1,11 +1,13 @@
 """Edits of SAE latents: the latent's change is added, and nothing else happens to the residual."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from geometry import Add, AddLatent, ClampLatent, from_latent
-from probes import InputError
+from geometry import Add, AddLatent, ClampLatent, PerRow, When, decompose, from_latent
+from probes import InputError, capture
 from saes import SparseAutoencoder
 
 
@@ -63,6 +65,36 @@ def test_latent_refusals(sae: SparseAutoencoder) -> None:
         "each of them once": lambda: ClampLatent(sae, (3, 3), to=1.0),
         "latent 64": lambda: AddLatent(sae, 64, strength=1.0, norm=1.0),
         "norm 0": lambda: AddLatent(sae, 3, strength=1.0, norm=0.0),
+    }.items():
+        with pytest.raises(InputError, match=words):
+            act()
+
+
+@pytest.mark.parametrize("site", ["resid_post", "resid_mid", "mlp_out", "attn_out"])
+def test_it_acts_at_the_sae_own_site(sae: SparseAutoencoder, tiny_model, tiny_conversations, site) -> None:
+    """What the model hands on at that site is changed as the operator says, alone and inside a PerRow."""
+    there = replace(sae, site=site)
+    operator = ClampLatent(there, (3, 5), to=4.0)
+    before = capture(tiny_model, tiny_conversations, layers=[2], pool="tokens", site=site).at(2)
+    expected = operator(before[None], layer=2, mask=torch.ones(1, len(before), dtype=torch.bool))[0]
+    assert (expected - before).norm() > 1
+    for edit in (operator, PerRow([operator], [0] * len(tiny_conversations))):
+        with tiny_model.intervene(edit):
+            after = capture(tiny_model, tiny_conversations, layers=[2], pool="tokens", site=site).at(2)
+        torch.testing.assert_close(after, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_other_sites_are_refused_where_outputs_are_meant(sae: SparseAutoencoder, vector) -> None:
+    other = replace(sae, site="mlp_out")
+    clamp = ClampLatent(other, 3, to=0.0)
+    for words, act in {
+        "a persona vector is about the output of a block": lambda: from_latent(other, 3),
+        "a persona vector is about the output": lambda: decompose(vector, other),
+        "at mlp_out inside When": lambda: When(clamp, vector, layer=1, decide="token", threshold=0.0),
+        "at sites .'mlp_out', 'resid_post'. in one PerRow": lambda: PerRow(
+            [clamp, ClampLatent(sae, 3, to=0.0)], [0, 1]
+        ),
+        "which cannot be changed": lambda: ClampLatent(replace(sae, site="attn_z"), 3, to=0.0),
     }.items():
         with pytest.raises(InputError, match=words):
             act()
