@@ -1,16 +1,13 @@
 """A capture that is killed at any moment goes on from there: every token once, byte for byte as if nothing happened."""
 
-import itertools
-import os
 import random
-import signal
 import time
-from pkgutil import resolve_name
 
 import pytest
 import torch
 
 from probes import ActivationStore, Conversation, capture
+from tests.forking import killing, store_files
 
 KILLS = 25
 #: Where a capture may die: the function that does not return, at which of its calls, and what is there then:
@@ -53,13 +50,8 @@ def whole(job, tmp_path_factory):
     start = time.monotonic()
     job(folder / "store")
     seconds = time.monotonic() - start
-    assert len(files(folder / "store")) > 15
-    return files(folder / "store"), seconds
-
-
-def files(path):
-    """Everything that a store consists of, byte for byte; the lock is none of it."""
-    return {file.name: file.read_bytes() for file in path.iterdir() if not file.name.startswith("writer")}
+    assert len(store_files(folder / "store")) > 15
+    return store_files(folder / "store"), seconds
 
 
 def test_sigkill_at_random_moments(job, whole, forked, tmp_path):
@@ -75,9 +67,9 @@ def test_sigkill_at_random_moments(job, whole, forked, tmp_path):
             stages.add(check(path))
         else:
             survived += 1  # it was done before: the next kills are for another store
-            assert files(path) == wanted
+            assert store_files(path) == wanted
     job(path)
-    assert files(path) == wanted
+    assert store_files(path) == wanted
     assert len(stages) > 5, f"kills met only {stages} shards"
 
 
@@ -95,23 +87,11 @@ def check(path):
 
 @pytest.mark.parametrize("point", POINTS)
 def test_sigkill_at_the_worst_moments(job, whole, forked, tmp_path, monkeypatch, point):
-    place, number, left = POINTS[point]
-    real, calls, path = resolve_name(place), itertools.count(1), tmp_path / "store"
-
-    def die(*args, **kwargs):
-        if next(calls) < number:
-            return real(*args, **kwargs)
-        if place.endswith("os.write"):
-            real(args[0], args[1][: len(args[1]) // 2])
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def work():
-        monkeypatch.setattr(place, die)
-        job(path)
-
+    (place, number, left), path = POINTS[point], tmp_path / "store"
+    work = killing(place, number, lambda: job(path), monkeypatch)
     assert forked(work).wait() == "killed"
     journal = path / "shards.jsonl"
     torn = journal.exists() and not journal.read_bytes().endswith(b"\n")
     assert (check(path), len(list(path.glob("shard-*"))), torn) == left
     job(path)
-    assert files(path) == whole[0]
+    assert store_files(path) == whole[0]
