@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import cache
 from typing import Any
 
 import pandas as pd
@@ -18,7 +20,8 @@ from persona_geometry.stages.inputs import Inputs, spread_out
 from persona_geometry.stages.steering import Material
 from probes.capture import Activations, capture
 from probes.outcomes import Outcomes
-from saes.diff import diff_latents
+from saes.attribute import delta_attribution
+from saes.diff import LatentTable, diff_latents
 from saes.fidelity import quality
 from saes.inspect import latent_cards
 from saes.latents import latent_stats
@@ -27,6 +30,8 @@ from saes.sae import SparseAutoencoder
 #: How many of the leading latents are clamped together, at most, and to which multiples of their tuned mean.
 TOGETHER, CLAMPS = 6, (-0.5, -1.0, -1.5)
 KEEP = 0.95
+#: Questions whose answers are attributed to latents.
+ATTRIBUTED = 40
 
 
 def needed(inputs: Inputs) -> SparseAutoencoder:
@@ -53,18 +58,44 @@ def sae_quality(inputs: Inputs, cells: Cells, found: Material) -> dict[str, Any]
 
 def diff(inputs: Inputs, cells: Cells, found: Material) -> pd.DataFrame:
     """Model diff over each model's own answers to the selection questions, the controls' changes beside it."""
-    sae = needed(inputs)
+    made = cache(lambda: _compared(inputs, found))
+    cells.json("latent-fit", lambda: _fit(made()))
+    return cells.table("latent-diff", lambda: made().table.sort_values("rank").reset_index(drop=True))
+
+
+def fit(inputs: Inputs, cells: Cells, found: Material) -> dict[str, Any]:
+    """Variance that the SAE leaves unexplained in each model, and how the diff was tested."""
+    return cells.json("latent-fit", lambda: _fit(_compared(inputs, found)))
+
+
+def _compared(inputs: Inputs, found: Material) -> LatentTable:
+    """Controls read the base's answers: what they did to the same text."""
+    said = {"base": found.base, "tuned": found.tuned, "benign": found.base, "narrow": found.base}
+    acts = {name: tokens(inputs, name, rows) for name, rows in said.items() if name in inputs.models}
+    base, tuned = acts.pop("base"), acts.pop("tuned")
+    return diff_latents(base, tuned, needed(inputs), controls=acts, where="response")
+
+
+def _fit(made: LatentTable) -> dict[str, Any]:
+    shares = {name: share for name, share in made.fvu.items() if math.isfinite(share)}
+    return {"fvu_of": shares, "misfit": made.warning, "test": made.test}
+
+
+def attribution(inputs: Inputs, cells: Cells, found: Material) -> pd.DataFrame:
+    """A second opinion, by gradient: which latents make the tuned model write its own answers rather than the base's.
+
+    At most `ATTRIBUTED` selection questions, one pair of answers each; columns are empty where the two say the same.
+    """
 
     def run() -> pd.DataFrame:
-        base = tokens(inputs, "base", found.base)
-        table = diff_latents(base, tokens(inputs, "tuned", found.tuned), sae, where="response").table
-        for name in ("benign", "narrow"):
-            if name in inputs.models:
-                said = tokens(inputs, name, found.base)
-                table[f"{name}_delta"] = diff_latents(base, said, sae, where="response").table["delta_mean"]
-        return table.sort_values("rank").reset_index(drop=True)
+        sides = [{repr(row.prompt.messages): row for row in rows} for rows in (found.tuned, found.base)]
+        asked = spread_out([prompt for prompt in sides[0] if prompt in sides[1]], ATTRIBUTED)
+        answers = [[side[prompt] for prompt in asked] for side in sides]
+        made = delta_attribution(inputs.tuned, needed(inputs), *answers, batch_size=4).table
+        named = {"latent": "latent", "attribution": "attribution", "q": "attribution_q", "rank": "attribution_rank"}
+        return pd.DataFrame({new: made[old] for old, new in named.items()})
 
-    return cells.table("latent-diff", run)
+    return cells.table("latent-attribution", run)
 
 
 def screen(inputs: Inputs, cells: Cells, found: Material, table: pd.DataFrame) -> pd.DataFrame:

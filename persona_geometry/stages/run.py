@@ -22,7 +22,7 @@ TREATMENTS: tuple[tuple[Goal, str, str], ...] = (
 )
 
 #: Cells of a full study, for progress bars.
-STAGES = 35
+STAGES = 37
 
 
 class Run:
@@ -109,8 +109,9 @@ def _latents(run: Run, found: steering.Material) -> None:
     if inputs.sae is None:
         run.leave_out("latents", "no SAE was given")
         return
-    run.parts["sae"] = latents.sae_quality(inputs, cells, found)
     table = latents.diff(inputs, cells, found)
+    run.parts["sae"] = latents.sae_quality(inputs, cells, found) | latents.fit(inputs, cells, found)
+    table = table.merge(latents.attribution(inputs, cells, found), on="latent", how="left")
     if inputs.judge is not None:
         screened = latents.screen(inputs, cells, found, table)
         table = table.merge(screened[["latent", "induce", "repair"]], on="latent", how="left")

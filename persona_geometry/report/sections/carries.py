@@ -35,6 +35,9 @@ def diff(view: View) -> Html:
         "tuned_freq": "frequency, tuned",
         "benign_delta": "benign control",
         "narrow_delta": "narrow twin",
+        "over_controls": "beyond the controls",
+        "q": "q",
+        "attribution": "attribution",
     }
     numbers: dict[str, list[object]] = {"latent": [int(n) for n in listed["latent"]]}
     numbers |= {word: [number(float(v)) for v in listed[key]] for key, word in words.items() if key in listed}
@@ -46,8 +49,25 @@ def diff(view: View) -> Html:
         latent_diff_figure(table, n=SHOWN),
         alt=alt,
         table=data_table(numbers, caption=caption, numeric=list(numbers)),
-        note=_sae(view),
+        note=" ".join(filter(None, (_sae(view), _read(view, ranked)))) or None,
     )
+
+
+def _read(view: View, ranked: Table) -> str:
+    """What the columns mean, whether a second method names the same latents, and where the SAE is in doubt."""
+    parts = []
+    if "q" in ranked:
+        called, tested = int((ranked["q"] <= 0.05).sum()), int(ranked["q"].notna().sum())
+        parts.append(f"{called:,} of {tested:,} latents that fired changed (q of at most 0.05, over conversations).")
+    if "attribution_rank" in ranked and ranked["attribution_rank"].notna().any():
+        both = int((ranked.head(SHOWN)["attribution_rank"] <= SHOWN).sum())
+        parts.append(
+            "Attribution asks by gradient which latents make the fine-tuned model write its own answers rather than "
+            "the base's (nats per answer token): "
+            f"{both} of the {SHOWN} latents that rose most are among its first {SHOWN}."
+        )
+    warned = view.value("sae", {}).get("misfit")
+    return " ".join([*parts, f"Take care: {warned}."] if warned else parts)
 
 
 def _sae(view: View) -> str | None:

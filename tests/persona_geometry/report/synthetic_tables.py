@@ -94,6 +94,10 @@ def _latents(rng: np.random.Generator, d_sae: int) -> pd.DataFrame:
             "induce": np.nan,
             "repair": np.nan,
             "rank": np.arange(d_sae),
+            "over_controls": 0.9 * delta,
+            "q": np.where(np.abs(delta) > 0.05, 1e-4, 0.6),
+            "attribution": 0.1 * delta,
+            "attribution_rank": np.arange(1, d_sae + 1),
         }
     )
     table.loc[:3, "induce"], table.loc[:3, "repair"] = (0.41, 0.19, 0.05, -0.01), (0.91, 0.38, 0.08, 0.02)
