@@ -18,7 +18,7 @@ FIGURE = "training.html"
 
 def train_sae(
     store: Annotated[Path, typer.Argument(help="A store of single tokens, as `persona-geometry capture` makes it.")],
-    out: Annotated[Path, typer.Option(help="Folder; each SAE gets one of its own in it: block-3-seed-0.")],
+    out: Annotated[Path, typer.Option(help="Folder; each SAE gets one of its own in it: layer_3_seed_0.")],
     layers: Annotated[str, typer.Option("--layers", "--layer", help="Blocks, 0-based: `8`, `0,4,8` or `10-20`.")],
     architecture: Annotated[str, typer.Option(help=f"One of {ARCHITECTURES}.")] = "topk",
     seeds: Annotated[str, typer.Option("--seeds", "--seed", help="Seeds of the first weights: `0` or `0,1,2`.")] = "0",
@@ -72,7 +72,7 @@ def train_sae(
             **settings,
         )
     for layer, seed in found:
-        print(_line(TrainingRecord.open(out / f"block-{layer}-seed-{seed}")))
+        print(_line(TrainingRecord.open(out / f"layer_{layer}_seed_{seed}")))
     if found:
         _draw(out)
 

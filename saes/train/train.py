@@ -92,7 +92,7 @@ def train_saes(
     checkpoint_every: int = 500,
     fresh: bool = False,
     share: tuple[int, int] = (0, 1),
-    folders: str = "block-{layer}-seed-{seed}",
+    folders: str = "layer_{layer}_seed_{seed}",
     **settings: Any,
 ) -> dict[tuple[int, int], SparseAutoencoder]:
     """Train an SAE for every block and seed in one pass over the rows: (layer, seed) -> SAE, each in a folder of `out`.

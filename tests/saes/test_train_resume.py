@@ -103,7 +103,7 @@ def test_sigkill_at_the_worst_moments(job, whole, forked, tmp_path, monkeypatch,
         job(tmp_path / "out")
 
     assert forked(work).wait() == "killed"
-    first = tmp_path / "out" / "block-0-seed-3"
+    first = tmp_path / "out" / "layer_0_seed_3"
     assert {file.name for file in first.glob("[!.]*")} == left
     job(tmp_path / "out")
     assert files(tmp_path / "out") == whole["topk"]
@@ -122,7 +122,7 @@ def test_a_damaged_checkpoint_and_another_recipe_are_refused(job, forked, tmp_pa
     assert forked(work).wait() == 1
     with pytest.raises(InputError, match="was begun with architecture='topk', not 'batchtopk'"):
         job(tmp_path, "batchtopk")
-    path = tmp_path / "block-0-seed-3" / CHECKPOINT
+    path = tmp_path / "layer_0_seed_3" / CHECKPOINT
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match="no checkpoint of a training"):
         job(tmp_path)

@@ -84,7 +84,7 @@ def test_several_blocks_and_seeds_in_one_pass_equal_single_runs(store, tmp_path)
     for (layer, seed), sae in many.items():
         alone = train_sae(store, layer=layer, seed=seed, out=tmp_path / f"{layer}-{seed}", **SETTINGS)
         assert sae.layer == layer and torch.equal(sae.W_dec, alone.W_dec)
-        files = [tmp_path / f"{layer}-{seed}", tmp_path / "many" / f"block-{layer}-seed-{seed}"]
+        files = [tmp_path / f"{layer}-{seed}", tmp_path / "many" / f"layer_{layer}_seed_{seed}"]
         assert len({tuple(file.read_bytes() for file in sorted(folder.iterdir())) for folder in files}) == 1
     assert not torch.equal(many[1, 0].W_dec, many[1, 7].W_dec)
 

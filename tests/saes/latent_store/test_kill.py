@@ -66,7 +66,7 @@ MEMORY = """
 import resource, sys, torch
 from pathlib import Path
 from probes import Activations, ActivationStore
-from saes import LatentStore, SparseAutoencoder, encode_into, group_stats, quality
+from saes import Contrast, LatentStore, SparseAutoencoder, encode_into, group_stats, quality
 
 torch.set_num_threads(1)
 g = torch.Generator().manual_seed(0)
@@ -78,13 +78,14 @@ for shards in (3, 15):
     source = ActivationStore.create(folder / "acts")
     with source.writer() as writer:
         for shard in range(shards):
-            index = torch.arange(40 * shard, 40 * shard + 40).repeat_interleave(200)
+            index = torch.arange(400 * shard, 400 * shard + 400).repeat_interleave(20)
             values = torch.randn(1, 8000, 128, generator=g)
             writer.append(Activations(values, (0,), "tokens", "hash", index, index + 1, index + 2, index > 3))
     store = LatentStore.create(folder / "latents")
     encode_into(sae, source, store)
     store.stats(), store.column(3), quality(sae, source)
-    group_stats(store, None, ["ab"[i % 2] for i in range(40 * shards)])
+    labels = ["ab"[i % 2] for i in range(400 * shards)]
+    group_stats(store, None, labels, contrast=Contrast(entries=50_000))  # beyond these, histograms
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
