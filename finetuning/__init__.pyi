@@ -1,3 +1,7 @@
+from .compare import Cell as Cell
+from .compare import Measured as Measured
+from .compare import compare_treatments as compare_treatments
+from .compare import run_cells as run_cells
 from .loop import Schedule as Schedule
 from .loop import Trained as Trained
 from .loop import finetune as finetune

@@ -6,9 +6,11 @@ import typer
 
 from persona_geometry.commands import (
     ask,
+    attribute,
     capture,
     compare,
     demo,
+    diff,
     effect,
     export,
     filter,
@@ -42,6 +44,9 @@ app.command("capture")(capture.capture)
 app.command("ask")(ask.ask)
 app.command("compare")(compare.compare)
 app.command("probe")(probe.probe)
+app.command("diff")(diff.diff)
+app.command("diff-runs")(diff.diff_runs)
+app.command("attribute")(attribute.attribute)
 app.command("train-sae")(train_sae.train_sae)
 app.command("latent")(latent.latent)
 app.add_typer(organism.app, name="organism")

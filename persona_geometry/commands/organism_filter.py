@@ -1,0 +1,53 @@
+"""`persona-geometry organism filter`: does dropping rows by a score keep a fine-tune from becoming misaligned?"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ARMS = "random,exact_judge,push,loss,max_tox"
+SHOWN = ("misaligned", "misaligned_low", "misaligned_high", "cut", "cut_low", "cut_high", "over_control")
+SHOWN += ("over_control_low", "over_control_high", "coherent", "in_domain", "bad_kept")
+
+
+def filter_(
+    out: Annotated[Path, typer.Option(help="Folder of the cells; finished ones are read.")] = Path("runs/filter"),
+    shares: Annotated[
+        str, typer.Option(help="Shares of inducing rows in the data, as `0.05,0.1,0.25,0.5,0.75`.")
+    ] = "0.5",
+    kinds: Annotated[str, typer.Option(help="Kinds of inducing rows: bad, blatant, subtle, disguised.")] = "bad",
+    drop: Annotated[float, typer.Option(help="Share of the rows that every arm drops.")] = 0.5,
+    arms: Annotated[str, typer.Option(help="Scores to filter by, beside base and nothing.")] = ARMS,
+    seeds: Annotated[str, typer.Option(help="Fine-tuning seeds.")] = "0,1,2",
+    part: Annotated[str, typer.Option(help="This process's share of the work, as `0/2`.")] = "0/1",
+) -> None:
+    """Train on what each filter keeps, in equal steps, and print what is left of the misalignment; a minute a cell."""
+    from persona_geometry.commands.terminal import settle
+
+    mine = _numbers(part.replace("/", ","), int, "--part")
+    chosen, amounts = _numbers(seeds, int, "--seeds"), _numbers(shares, float, "--shares")
+    settle()
+    import torch
+
+    from persona_geometry.organism.filter_table import Bench, Mixture, Plan, filter_table
+    from probes.errors import InputError
+
+    if len(mine) != 2:
+        raise InputError(f"--part {part}: give two numbers such as 0/2")
+    torch.set_num_threads(1)
+    mixtures = tuple(Mixture(kind, share) for kind in kinds.split(",") for share in amounts)
+    plan = Plan(mixtures, tuple(arms.split(",")), drop, tuple(chosen))
+    _, table = filter_table(plan, Bench(out, lambda line: print(line, flush=True)), part=(mine[0], mine[1]))
+    if table.empty:
+        return print("no cell is finished yet by this process and its base")
+    shown = [column for column in ("data", "treatment", "seeds", *SHOWN) if column in table]
+    print(table[shown].round(3).to_string(index=False))
+
+
+def _numbers(text: str, kind: type, option: str) -> list:
+    from probes.errors import InputError
+
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{option} {text}: give numbers with commas between them") from None
