@@ -11,7 +11,7 @@ from saes.formats import saelens
 from saes.formats.hub import fetch, locate, through_sae_lens
 from saes.formats.layouts import LAYOUTS, check_format, detect, folders, pick
 from saes.formats.places import SAE_SITES, in_words, layer_of_hook, place_of_hook, settled
-from saes.formats.published import Published
+from saes.formats.published import Published, fold_centring
 from saes.sae import SparseAutoencoder
 
 __all__ = ["from_sae_lens", "layer_of_hook", "load_sae", "place_of_hook"]
@@ -44,15 +44,17 @@ def load_sae(
     path = Path(source).expanduser()
     if path.exists() or isinstance(source, Path) or str(source).startswith(("/", ".", "~")):
         folder = _folder(path, layer, sae_id, format)
-        name, label = folder.resolve().name, str(folder.resolve())
+        name, label, centred_model = folder.resolve().name, str(folder.resolve()), False
     else:
         entry = locate(str(source), layer, sae_id, format)
         name = label = entry.label
-        if entry.loader and format is None:
+        if entry.foreign and format is None:
             native = through_sae_lens(entry, str(device))
             return from_sae_lens(native, name=f"{entry.release}/{entry.sae_id}", layer=layer, site=site)
-        folder = fetch(entry, format)
+        folder, centred_model = fetch(entry, format), entry.centred_model
     found = LAYOUTS[detect(folder, format)].read(folder, label)
+    if centred_model and found.normalisation == "none":
+        found = fold_centring(found)
     return _assembled(found, found.name or name, layer, site).to(device)
 
 
@@ -69,6 +71,8 @@ def _folder(path: Path, layer: int | None, sae_id: str | None, layout: str | Non
         )
     if sae_id is not None and (path / sae_id).is_dir():
         return path / sae_id
+    if sae_id is None and folders((file.name for file in path.iterdir()), layout):
+        return path
     below = folders((str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()), layout)
     if sae_id is None and ("" in below or not below):
         return path

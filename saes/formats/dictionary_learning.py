@@ -22,6 +22,7 @@ from saes.formats.published import (
     fold_decoder_norm,
     gate_as_threshold,
     needed,
+    taken,
 )
 from saes.formats.torch_zip import read_tensors
 from saes.sae import Kind
@@ -72,8 +73,7 @@ def _linear(file: Path, found: Weights, b_dec: str) -> Weights:
 
 
 def _plain(file: Path, found: Weights) -> Weights:
-    names = ("W_enc", "b_enc", "W_dec", "b_dec")
-    return dict(zip(names, needed(file, found, names), strict=True))
+    return taken(file, found, {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")})
 
 
 def _gated(file: Path, found: Weights) -> Weights:

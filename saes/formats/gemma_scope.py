@@ -16,10 +16,11 @@ import torch
 from probes.activations import Site
 from probes.errors import InputError
 from saes.formats.places import name_of_place
-from saes.formats.published import Published, Weights, checked, damaged, needed
+from saes.formats.published import Published, Weights, checked, damaged, taken
 
 WEIGHTS = "params.npz"
 FILES, EXTRA = (WEIGHTS,), ()
+NAMES = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
 _SITES: dict[str, Site] = {"res": "resid_post", "mlp": "mlp_out", "att": "attn_z"}
 
 
@@ -36,10 +37,7 @@ def read(folder: Path, label: str) -> Published:
         )
     site = _SITES[release[3]] if release else None
     place = (int(layer[1]), site) if layer and site else None
-    w_enc, w_dec, b_enc, b_dec, threshold = needed(
-        file, _arrays(file), ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
-    )
-    weights = {"W_enc": w_enc, "W_dec": w_dec, "b_enc": b_enc, "b_dec": b_dec, "threshold": threshold}
+    weights = taken(file, _arrays(file), {name: name for name in NAMES})
     return Published(
         checked(file, weights),
         "jumprelu",

@@ -9,8 +9,9 @@ import re
 from pathlib import Path
 
 from probes.errors import InputError
+from saes.formats.gemma_scope import NAMES
 from saes.formats.places import Place, place_of_hook
-from saes.formats.published import Published, checked, configuration, needed, tensors
+from saes.formats.published import Published, checked, configuration, taken, tensors
 
 CONFIG, WEIGHTS = "config.json", "params.safetensors"
 FILES, EXTRA = (WEIGHTS,), (CONFIG,)
@@ -24,10 +25,7 @@ def read(folder: Path, label: str) -> Published:
     hook = config.get("hf_hook_point_in") or _hook(label)
     _check_is_an_sae(folder, label, config)
     file = folder / WEIGHTS
-    w_enc, w_dec, b_enc, b_dec, threshold = needed(
-        file, tensors(file), ("w_enc", "w_dec", "b_enc", "b_dec", "threshold")
-    )
-    weights = {"W_enc": w_enc, "W_dec": w_dec, "b_enc": b_enc, "b_dec": b_dec, "threshold": threshold}
+    weights = taken(file, tensors(file), {name: name.lower() for name in NAMES})
     width = config.get("width")
     return Published(
         checked(file, weights, d_sae=int(width) if width else None),

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from posixpath import normpath
 
 from probes.errors import InputError
 from saes.formats import dictionary_learning, gemma_scope, gemma_scope_2, llama_scope, saelens, sparsify
@@ -47,7 +48,7 @@ def check_format(name: str | None) -> None:
 def patterns(folder: str, name: str | None) -> list[str]:
     """The files of an SAE in `folder` of a hub repository, in every layout or in the one named."""
     wanted = [file for layout in _among(name) for file in (*layout.files, *layout.extra)]
-    return sorted({re.sub(r"^[^/]*/\.\./|^\.\./", "", _joined(folder, file)) for file in wanted})
+    return sorted(name for file in wanted if not (name := normpath(_joined(folder, file))).startswith(".."))
 
 
 def folders(files: Iterable[str], name: str | None) -> list[str]:

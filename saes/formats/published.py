@@ -1,7 +1,7 @@
 """An SAE as its files say it, and what the readers of all layouts share: tensors, checks, folding into weights."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,23 @@ def fold_affine(
         "b_dec": wide["b_dec"] @ inverse.double() + mean.double(),
     }
     return {name: folded.get(name, wide[name]).to(value.dtype) for name, value in weights.items()}
+
+
+def fold_centring(found: Published) -> Published:
+    """For an SAE of `x - mean(x)`, the mean over d_model: one of x, whose reconstruction keeps the mean of zero."""
+    weights = found.weights
+    w_enc = weights["W_enc"] - weights["W_enc"].mean(0)
+    lost = weights["b_dec"] @ (w_enc - weights["W_enc"]) if found.centred else 0
+    return replace(
+        found,
+        weights={**weights, "W_enc": w_enc, "b_enc": weights["b_enc"] + lost},
+        normalisation="less its mean over d_model",
+    )
+
+
+def taken(file: Path, found: Mapping[str, Tensor], names: Mapping[str, str]) -> Weights:
+    """Tensors under other names: `names` says which tensor of the file each is. InputError where one is missing."""
+    return dict(zip(names, needed(file, found, tuple(names.values())), strict=True))
 
 
 def gate_as_threshold(

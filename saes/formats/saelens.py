@@ -21,6 +21,7 @@ from saes.formats.published import (
     checked,
     configuration,
     fold_affine,
+    fold_centring,
     fold_decoder_norm,
     fold_scale,
     gate_as_threshold,
@@ -62,7 +63,7 @@ def read(folder: Path, label: str) -> Published:
     if config.get("reshape_activations", "none") not in ("none", "hook_z") or meta.get("hook_head_index") is not None:
         raise InputError(f"SAE {folder} reads single heads (hook_head_index): only SAEs of whole sites are read here")
     hook = meta.get("hook_name") or ""
-    return Published(
+    found_here = Published(
         weights,
         kind if meta.get("kind") is None else _kind(str(folder), meta["kind"]),
         centred,
@@ -73,6 +74,8 @@ def read(folder: Path, label: str) -> Published:
         normalisation=meta.get("normalisation") or normalisation,
         name=meta.get("name") or "",
     )
+    of_centred = (meta.get("model_from_pretrained_kwargs") or {}).get("center_writing_weights")
+    return fold_centring(found_here) if of_centred else found_here
 
 
 def from_sae_lens(native: Any, *, name: str) -> Published:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -251,8 +252,12 @@ def test_what_is_not_on_the_hub_is_named(remote):
         load_sae("andyrdt/saes-qwen2.5-7b-instruct")
     with pytest.raises(InputError, match="has 0 SAEs at block 4"):
         load_sae("qwen2.5-7b-instruct-andyrdt", layer=4)
-    with pytest.raises(InputError, match=r"mistral-7b-res-wg/.* rescales its input at run time"):
-        load_sae("mistral-7b-res-wg", layer=7)
+    for source in ("mistral-7b-res-wg", "JoshEngels/Mistral-7B-Residual-Stream-SAEs/mistral_7b_layer_8"):
+        with pytest.raises(InputError, match=r"JoshEngels/Mistral-7B.* rescales its input at run time"):
+            load_sae(source, layer=7)
+    with pytest.raises(InputError, match=r"gemma-scope-2b-pt-transcoders/.* is no SAE of one place \(transcoder\)"):
+        load_sae("gemma-scope-2b-pt-transcoders", sae_id="layer_0/width_16k/average_l0_76")
+    assert not any("Mistral" in repo or "transcoders" in repo for repo, *_ in remote.asked)
 
 
 def test_releases_that_only_sae_lens_reads_go_through_it(monkeypatch):
@@ -266,3 +271,21 @@ def test_releases_that_only_sae_lens_reads_go_through_it(monkeypatch):
     sae = load_sae("goodfire-llama-3.1-8b-instruct", layer=19)
     assert (sae.name, sae.kind, sae.layer) == ("goodfire-llama-3.1-8b-instruct/layer_19", "standard", 19)
     assert asked == [("goodfire-llama-3.1-8b-instruct", "layer_19")]
+
+
+@pytest.mark.parametrize("source", ["gpt2-small-res-jb", "jbloom/GPT2-Small-SAEs-Reformatted/blocks.8.hook_resid_pre"])
+@pytest.mark.parametrize("centred", [True, False])
+def test_saes_of_a_centred_stream_read_any_stream(remote, monkeypatch, topk, rows, source, centred):
+    """TransformerLens takes the mean off the residual stream of GPT-2; its old SAEs know no other."""
+    from saes.formats import releases
+
+    sae = replace(topk, centred=centred, hook="blocks.8.hook_resid_pre", layer=7)
+    assert releases.centred_model("jbloom/GPT2-Small-SAEs-Reformatted", "blocks.8.hook_resid_pre")
+    save_sae(sae, remote.home / "jbloom/GPT2-Small-SAEs-Reformatted" / "blocks.8.hook_resid_pre")
+    change(remote.home / "jbloom/GPT2-Small-SAEs-Reformatted" / "blocks.8.hook_resid_pre", metadata={"name": ""})
+    loaded = load_sae(source, layer=7)
+    expected = sae.encode(rows - rows.mean(-1, keepdim=True))
+    torch.testing.assert_close(loaded.encode(rows), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(loaded.encode(rows + 3), expected, rtol=1e-4, atol=1e-4)
+    assert loaded.normalisation == "less its mean over d_model"
+    torch.testing.assert_close(loaded.decode(expected), sae.decode(expected))

@@ -125,6 +125,20 @@ def test_whitening_is_folded(build, centred, rows, tmp_path):
         torch.testing.assert_close(sae.decode(latents), scaler.unscale(native.decode(latents)), rtol=1e-4, atol=1e-4)
 
 
+def test_saes_of_a_model_without_means_say_so_and_are_folded(build, rows, tmp_path):
+    native = build("topk")
+    native.save_model(tmp_path)
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    config["metadata"]["model_from_pretrained_kwargs"] = {"center_writing_weights": True}
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    sae = load_sae(tmp_path)
+    with torch.no_grad():
+        expected = native.encode(rows - rows.mean(-1, keepdim=True))
+    torch.testing.assert_close(sae.encode(rows), expected, rtol=1e-5, atol=1e-5)
+    again = load_sae(save_sae(sae, tmp_path / "again"))
+    assert torch.equal(again.encode(rows), sae.encode(rows)) and again.normalisation == sae.normalisation
+
+
 @pytest.mark.parametrize(
     ("older", "kind"),
     [
