@@ -18,6 +18,7 @@ from persona_geometry.commands import (
     organism,
     probe,
     report,
+    sae,
     study,
     train_sae,
     vector,
@@ -47,6 +48,7 @@ app.command("probe")(probe.probe)
 app.command("diff")(diff.diff)
 app.command("diff-runs")(diff.diff_runs)
 app.command("attribute")(attribute.attribute)
+app.command("sae")(sae.sae)
 app.command("train-sae")(train_sae.train_sae)
 app.command("latent")(latent.latent)
 app.add_typer(organism.app, name="organism")
