@@ -10,7 +10,7 @@ from probes.errors import InputError
 from saes.formats import saelens
 from saes.formats.hub import fetch, locate, through_sae_lens
 from saes.formats.layouts import LAYOUTS, check_format, detect, folders, pick
-from saes.formats.places import SAE_SITES, in_words, layer_of_hook, place_of_hook, settled
+from saes.formats.places import SAE_SITES, as_site, in_words, layer_of_hook, place_of_hook, settled
 from saes.formats.published import Published, fold_centring
 from saes.sae import SparseAutoencoder
 
@@ -39,8 +39,7 @@ def load_sae(
     run time, or in contradiction to `layer` or `site`.
     """
     check_format(format)
-    if site is not None and site not in SAE_SITES:
-        raise InputError(f"site {site!r}: use one of {', '.join(SAE_SITES)}")
+    site = as_site(site)
     path = Path(source).expanduser()
     if path.exists() or isinstance(source, Path) or str(source).startswith(("/", ".", "~")):
         folder = _folder(path, layer, sae_id, format)

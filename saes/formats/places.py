@@ -22,6 +22,14 @@ _BLOCK = r"(?:^|\.)(?:layers|h|blocks)\.(\d+)"
 Place = tuple[int, Site]
 
 
+def as_site(name: str | None) -> Site | None:
+    """The site of this name, None for none. Raises InputError for an unknown one."""
+    found = next((site for site in SAE_SITES if site == name), None)
+    if name is not None and found is None:
+        raise InputError(f"site {name!r}: use one of {', '.join(SAE_SITES)}")
+    return found
+
+
 def place_of_hook(hook: str) -> Place | None:
     """Block and site that a hook name means, in TransformerLens's or Hugging Face's spelling; None where it is no site.
 
