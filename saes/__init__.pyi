@@ -10,8 +10,11 @@ from .fidelity import Quality as Quality
 from .fidelity import QualityTable as QualityTable
 from .fidelity import quality as quality
 from .figures import attribution_figure as attribution_figure
+from .figures import density_figure as density_figure
 from .figures import latent_diff_figure as latent_diff_figure
+from .figures import pareto_figure as pareto_figure
 from .figures import runs_figure as runs_figure
+from .figures import stability_figure as stability_figure
 from .fits import check_fits as check_fits
 from .fits import need_resid_post as need_resid_post
 from .formats.places import place_of_hook as place_of_hook
@@ -50,6 +53,10 @@ from .rows import HeldOut as HeldOut
 from .sae import SparseAutoencoder as SparseAutoencoder
 from .splicing import SplicedLoss as SplicedLoss
 from .splicing import spliced_loss as spliced_loss
+from .stability import Match as Match
+from .stability import Stability as Stability
+from .stability import latent_stability as latent_stability
+from .stability import match_latents as match_latents
 from .train import SAERecipe as SAERecipe
 from .train import TrainingRecord as TrainingRecord
 from .train import train_sae as train_sae

@@ -92,3 +92,35 @@ def _front(cost: np.ndarray, worth: np.ndarray) -> np.ndarray:
     """Indices of the points that no other beats in both, by rising cost."""
     order = np.lexsort((-worth, cost))
     return order[worth[order] > np.concatenate([[-np.inf], np.maximum.accumulate(worth[order])[:-1]])]
+
+
+def stability_figure(
+    best: Mapping[tuple[str, str], Float[Tensor, " d_sae"]], random: Float[Tensor, " feature"]
+) -> go.Figure:
+    """Share of the latents of one SAE whose best partner in another is at least as near, beside random directions.
+
+    `best` has the cosines by (SAE, other), NaN for latents that take no part; `random` those with random directions.
+    """
+    if not best:
+        raise InputError("stability figure: no pair of SAEs; match at least two")
+    figure = go.Figure()
+    grid = np.linspace(0, 1, 101)
+    for at, ((one, other), cosines) in enumerate(best.items()):
+        _share_above(figure, cosines, grid, f"{one} in {other}", COLOURS[at % len(COLOURS)], DASHES[at % len(DASHES)])
+    _share_above(figure, random, grid, "random directions", CONTROL, "dot")
+    figure.update_xaxes(title_text="cosine with the nearest latent", range=[0, 1])
+    figure.update_yaxes(title_text="latents at least as near", tickformat=".0%", rangemode="tozero")
+    shares = [float((cosines >= 0.7).double().sum() / cosines.isfinite().sum()) for cosines in best.values()]
+    return themed(figure, f"{np.mean(shares):.0%} of the latents come again<br>at a cosine of 0.7 or more")
+
+
+def _share_above(figure: go.Figure, cosines: Tensor, grid: np.ndarray, name: str, colour: str, dash: str) -> None:
+    known = np.sort(cosines[cosines.isfinite()].numpy())
+    figure.add_scatter(
+        x=grid,
+        y=1 - np.searchsorted(known, grid) / max(len(known), 1),
+        mode="lines",
+        line={"color": colour, "dash": dash},
+        name=escape(name),
+        hovertemplate=f"{escape(name)}: %{{y:.1%}} at %{{x:.2f}}<extra></extra>",
+    )
