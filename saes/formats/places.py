@@ -24,10 +24,11 @@ Place = tuple[int, Site]
 
 def as_site(name: str | None) -> Site | None:
     """The site of this name, None for none. Raises InputError for an unknown one."""
-    found = next((site for site in SAE_SITES if site == name), None)
-    if name is not None and found is None:
+    if name is None:
+        return None
+    if name not in SAE_SITES:
         raise InputError(f"site {name!r}: use one of {', '.join(SAE_SITES)}")
-    return found
+    return SAE_SITES[SAE_SITES.index(name)]
 
 
 def place_of_hook(hook: str) -> Place | None:
