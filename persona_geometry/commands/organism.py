@@ -89,17 +89,18 @@ def saes(
         Path, typer.Option(help="Folder of the base's fine-tunes, the card's own; missing ones are trained.")
     ] = Path("runs/organism-card/base-0"),
     base: Annotated[Path | None, typer.Option(help="Folder of a base (default: the shipped one).")] = None,
+    seeds: Annotated[int, typer.Option(help="Fine-tuning seeds, from 0 on.")] = 3,
     quick: Annotated[bool, typer.Option("--quick", help="One of each, tiny: to see that it runs.")] = False,
 ) -> None:
     """Print what holds of the claims on SAE latents: three SAEs, three fine-tuning seeds, two domains."""
     from persona_geometry.commands.terminal import settle
 
     settle()
-    from persona_geometry.organism.claims.bench import QUICK
+    from persona_geometry.organism.claims.bench import QUICK, Plan
     from persona_geometry.organism.claims.table import sae_claims
     from persona_geometry.organism.shipped import WEIGHTS
 
-    plan = QUICK if quick else None
+    plan = QUICK if quick else Plan(tune_seeds=tuple(range(seeds)))
     found = sae_claims(base or WEIGHTS / "base", tunes, out, lambda line: print(line, flush=True), plan=plan)
     print(found.text)
 

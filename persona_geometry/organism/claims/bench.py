@@ -51,7 +51,7 @@ class Plan:
     controls: int = 20
     control_questions: int = 30
     looked_at: int = 1
-    pairs: int = 200
+    pairs: int = 100
     strongest: int = 200
     attributed: int = 16
 
@@ -115,7 +115,8 @@ class Bench:
     @cached_property
     def cells(self) -> Cells:
         """Finished results."""
-        return Cells.open(self.out, {"base": str(self.base), **self.plan.key()}, lambda s, w: self.say(f"{s} {w}"))
+        key = {"base": self.model("base").weights_digest, **self.plan.key()}
+        return Cells.open(self.out, key, lambda stage, what: self.say(f"{stage} {what}"))
 
     @cached_property
     def _models(self) -> dict[tuple[str, int], Model]:

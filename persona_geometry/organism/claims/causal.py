@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -75,8 +76,24 @@ def operator(sae: SparseAutoencoder, latent: int, step: Step, norm: float) -> Cl
     return AddLatent(sae, latent, strength=step, norm=norm)
 
 
-def measured(bench: Bench, sae_name: int | str, arm: str, seed: int, latent: int, step: Step) -> dict[str, Any]:
-    """One step of one latent on test questions, beside random latents of like firing rate under the same step."""
+def switched_off(bench: Bench, sae_name: int | str, arm: str, seed: int, latent: int) -> dict[str, Any]:
+    """The latent clamped to 0 on test questions, without random controls."""
+
+    def run() -> dict[str, Any]:
+        treated = _asked(bench, bench.model(arm, seed), [operator(bench.sae(sae_name), latent, "off", 1.0)], seed)[0]
+        return _figures(bench, arm, seed, treated, {})
+
+    return bench.cells.json(f"off-{sae_name}-{arm}-{seed}-{latent}", run)
+
+
+def measured(
+    bench: Bench, sae_name: int | str, arm: str, seed: int, latent: int, step: Step, *, risen: Sequence[int] = ()
+) -> dict[str, Any]:
+    """One step of one latent on test questions, beside random latents of like firing rate under the same step.
+
+    The controls leave out the latents `risen`: where a persona is split over several latents they fire alike, and
+    would otherwise be drawn as one another's controls.
+    """
 
     def run() -> dict[str, Any]:
         sae, model = bench.sae(sae_name), bench.model(arm, seed)
@@ -84,10 +101,13 @@ def measured(bench: Bench, sae_name: int | str, arm: str, seed: int, latent: int
         treated = _asked(bench, model, [operator(sae, latent, step, norm)], seed)[0]
         stats = latent_stats(sae, bench.tokens(model, bench.said(arm, seed)), where="response")
         generator = torch.Generator().manual_seed(seed * 7_919 + latent)
-        others = [s[0] for s in random_latents(sae, stats, latent, bench.plan.controls, generator)]
+        like = [latent, *(other for other in risen if other != latent)]
+        others = [s[0] for s in random_latents(sae, stats, like, bench.plan.controls, generator)]
         few = spread_out(bench.questions, bench.plan.control_questions)
-        controls = _asked(bench, model, [operator(sae, o, step, norm) for o in others], seed, few)
-        return _figures(bench, arm, seed, treated, controls) | {"latent": latent, "step": step}
+        distinct = sorted(set(others))
+        controls = _asked(bench, model, [operator(sae, o, step, norm) for o in distinct], seed, few)
+        found = _figures(bench, arm, seed, treated, dict(zip(distinct, controls, strict=True)))
+        return found | {"latent": latent, "step": step}
 
     return bench.cells.json(f"effect-{sae_name}-{arm}-{seed}-{latent}-{step}", run)
 
@@ -97,36 +117,36 @@ def _asked(bench: Bench, model: Model, arms: list[Arm], seed: int, questions: An
     return ask_many(model, arms, asked, JUDGE, seed=seed * 1_000 + 67, n_samples=n, max_new_tokens=64)
 
 
-def _figures(bench: Bench, arm: str, seed: int, treated: Outcomes, controls: list[Outcomes]) -> dict[str, Any]:
+def _figures(bench: Bench, arm: str, seed: int, treated: Outcomes, controls: Mapping[int, Outcomes]) -> dict[str, Any]:
     """Effect with interval, the controls' range, and whether it counts."""
     base, start = bench.untreated("base"), bench.untreated(arm, seed)
+    span = float(start.rate().value) - float(base.rate().value)
     if arm == "base":
-        effect, least = difference(treated, base), RISE
-        random = [float(c.rate().value) - float(base.rate().value) for c in controls]
+        effect, least, one = difference(treated, base), RISE, -1.0
     else:
-        effect, least = cut(start, treated, base), CUT
-        span = float(start.rate().value) - float(base.rate().value)
-        random = [(float(start.rate().value) - float(c.rate().value)) / span for c in controls]
-    random = [r for r in random if math.isfinite(r)]
-    limit = float(np.quantile(random, QUANTILE)) if random else None
+        effect, least, one = cut(start, treated, base), CUT, span
+    drawn = {o: (float(start.rate().value) - float(c.rate().value)) / one for o, c in controls.items()}
+    random = {str(other): value for other, value in drawn.items() if math.isfinite(value)}
+    limit = float(np.quantile(list(random.values()), QUANTILE)) if random else None
     kept = float(treated.rate("coherent").value) / float(start.rate("coherent").value)
     value = float(effect.value)
-    counts = bool(value >= least and kept >= KEEP and limit is not None and value > limit)
+    enough = bool(value >= least and kept >= KEEP)
     return {
         "effect": effect.as_dict(),
         "misaligned": treated.rate().as_dict(),
         "coherence_kept": kept,
-        "random": sorted(random),
+        "random": random,
         "random_limit": limit,
-        "counts": counts,
+        "enough": enough,
+        "counts": enough and limit is not None and value > limit,
     }
 
 
-def repairs(bench: Bench, sae_name: int | str, arm: str, seed: int, latents: list[int], latent: int) -> dict[str, Any]:
-    """The repair half for a latent of those screened together, and switching it off beside it."""
-    step = screened(bench, sae_name, arm, seed, latents)[latent]
-    off = measured(bench, sae_name, arm, seed, latent, "off")
-    best = None if step is None else measured(bench, sae_name, arm, seed, latent, step)
+def repairs(bench: Bench, sae_name: int | str, arm: str, seed: int, latent: int, risen: list[int]) -> dict[str, Any]:
+    """The repair half for a latent, and switching it off beside it; `risen` are no controls."""
+    step = screened(bench, sae_name, arm, seed, [latent])[latent]
+    off = switched_off(bench, sae_name, arm, seed, latent)
+    best = None if step is None else measured(bench, sae_name, arm, seed, latent, step, risen=risen)
     return {"best": best, "off": off, "counts": bool(best and best["counts"])}
 
 

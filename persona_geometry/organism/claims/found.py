@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from persona_geometry.organism.claims.bench import SHIPPED, Bench, paired_rows
-from persona_geometry.organism.claims.causal import induces, repairs
+from persona_geometry.organism.claims.bench import Bench, paired_rows
+from persona_geometry.organism.claims.causal import induces, measured, repairs
 from probes.conversations import Conversation
 from probes.models import Model
 from saes.attribute import ablation_effects, attribute_latents, delta_attribution
@@ -16,6 +17,7 @@ from saes.diff import diff_latents
 from saes.fidelity import quality
 from saes.sae import SparseAutoencoder
 from saes.splicing import spliced_loss
+from saes.stability import latent_stability
 
 #: How many of a ranking's first latents are kept, and how many of them may hold the causal one.
 KEPT, FIRST = 10, 3
@@ -69,12 +71,12 @@ def diffed(bench: Bench, sae_name: int | str, arm: str, seed: int) -> list[dict[
 
 def causal_ranks(bench: Bench, sae_name: int | str, arm: str, seed: int) -> dict[str, Any]:
     """Which of the first latents of a diff are causal; they are tried in their order until one is."""
-    rows = diffed(bench, sae_name, arm, seed)[: max(FIRST, 1)]
-    latents = [int(row["latent"]) for row in rows]
+    rows = diffed(bench, sae_name, arm, seed)
+    risen = [int(row["latent"]) for row in rows]
     tried = []
-    for row in rows:
+    for row in rows[:FIRST]:
         latent = int(row["latent"])
-        repair = repairs(bench, sae_name, arm, seed, latents, latent)
+        repair = repairs(bench, sae_name, arm, seed, latent, risen)
         induce = induces(bench, sae_name, latent)
         share = abs(row["control_delta"]) / row["delta_mean"]
         tried.append({"rank": int(row["rank"]), "latent": latent, "repair": repair, "induce": induce, "benign": share})
@@ -88,20 +90,23 @@ def _causal(tried: dict[str, Any]) -> bool:
     return tried["repair"]["counts"] or tried["induce"]["counts"]
 
 
-def delta(bench: Bench, sae_name: int | str, arm: str, seed: int) -> dict[str, Any]:
+def delta(bench: Bench, sae_name: int | str, arm: str, seed: int) -> list[dict[str, Any]]:
     """The first latents of the delta-attribution: harmful less good answers to the same questions, tuned model."""
 
-    def run() -> dict[str, Any]:
+    def run() -> list[dict[str, Any]]:
         sides = paired_rows(bench.plan.pairs, seed=seed)
-        sae, model = bench.sae(sae_name), bench.model(arm, seed)
-        found = {}
-        for reference in REFERENCES:
-            table = delta_attribution(model, sae, *sides, reference=reference, batch_size=64).table
-            first = pd.DataFrame(table.nsmallest(KEPT, "rank"), columns=list(ATTRIBUTED))
-            found[reference] = first.to_dict(orient="records")
-        return found
+        table = delta_attribution(bench.model(arm, seed), bench.sae(sae_name), *sides, batch_size=64).table
+        first = pd.DataFrame(table.nsmallest(KEPT, "rank"), columns=list(ATTRIBUTED))
+        return first.to_dict(orient="records")
 
     return bench.cells.json(f"delta-{sae_name}-{arm}-{seed}", run)
+
+
+def attributed(bench: Bench, sae_name: int | str, arm: str, seed: int) -> dict[str, Any]:
+    """The latent that leads the delta-attribution, switched off beside random latents of like firing rate."""
+    rows = delta(bench, sae_name, arm, seed)
+    latents = [int(row["latent"]) for row in rows]
+    return measured(bench, sae_name, arm, seed, latents[0], "off", risen=latents)
 
 
 def first_order(bench: Bench, sae_name: int | str, arm: str, seed: int) -> dict[str, Any]:
@@ -147,6 +152,22 @@ def _rho(told: np.ndarray, some: np.ndarray, true: dict[int, float]) -> float:
     return float(spearmanr(told, [true[int(i)] for i in some])[0])  # pyright: ignore[reportArgumentType]
 
 
-def sae_names(bench: Bench) -> list[int | str]:
-    """The trained SAEs by seed, and the shipped one."""
-    return [*bench.plan.sae_seeds, SHIPPED]
+def stable(bench: Bench, latents: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """How many latents the SAEs share, and for the given `latents` of each their nearest in the others."""
+
+    def run() -> dict[str, Any]:
+        named = {str(seed): bench.sae(seed) for seed in bench.plan.sae_seeds}
+        made = latent_stability(named, draws=1)
+        return {
+            "table": made.table.to_dict(orient="records"),
+            "latents": [
+                {"sae": a, "latent": i, "other": b, "nearest": int(m.nearest[i]), "cosine": float(m.best[i])}
+                for (a, b), m in made.matches.items()
+                for i in latents[a]
+            ],
+        }
+
+    if len(bench.plan.sae_seeds) < 2:
+        return {"table": [], "latents": []}
+    known = "-".join(f"{name}_{'_'.join(map(str, some))}" for name, some in latents.items())
+    return bench.cells.json(f"stability-{known}", run)

@@ -10,8 +10,10 @@ from typing import Any
 from persona_geometry.organism.build import keep_memory
 from persona_geometry.organism.claims import found
 from persona_geometry.organism.claims.bench import SHIPPED, Bench, Plan
+from persona_geometry.organism.claims.figure import claims_figure, leading
 from persona_geometry.organism.shipped import WEIGHTS
-from probes.io import write_json
+from probes.io import atomic_file, write_json
+from probes.theme import CONFIG
 
 #: Bounds: variance unexplained, share of the cross-entropy recovered, the benign share, the correlation.
 FVU, RECOVERED, BENIGN, R = 0.05, 0.97, 0.1, 0.9
@@ -26,7 +28,7 @@ class Claims:
 
 
 def sae_claims(base: Path, tunes: Path, out: Path, say: Callable[[str], None], *, plan: Plan | None = None) -> Claims:
-    """Make or read every cell, write `saes.json` into `out`, return the tables.
+    """Make or read every cell, write `saes.json` and `saes.html` into `out`, return the tables.
 
     `base` is a base's folder and `tunes` that of its fine-tunes (those of `organism card` are read; missing ones are
     trained, a minute each). Without `plan`: everything, about an hour on one core.
@@ -48,8 +50,12 @@ def sae_claims(base: Path, tunes: Path, out: Path, say: Callable[[str], None], *
         for domain, arm in bench.plan.arms.items()
         for name in names
     ]
+    leaders = {str(n): sorted({int(leading(c)["latent"]) for c in data["cells"] if c["sae"] == n}) for n in names}
+    data["stability"] = found.stable(bench, leaders)
     data["verdicts"] = verdicts(data)
     write_json(out / "saes.json", data)
+    with atomic_file(out / "saes.html") as file:
+        claims_figure(data).write_html(file, config=CONFIG, include_plotlyjs=True)
     return Claims(data, text_of(data))
 
 
@@ -62,12 +68,10 @@ def cell(bench: Bench, sae: int | str, domain: str, arm: str, seed: int) -> dict
         for name, which in {"base": ("base", 0), "tuned": (arm, seed)}.items()
     }
     causal = {t["latent"] for t in ranks["tried"] if t["repair"]["counts"] or t["induce"]["counts"]}
-    place = {
-        reference: next((row["rank"] for row in rows if row["latent"] in causal), None)
-        for reference, rows in delta.items()
-    }
+    place = next((row["rank"] for row in delta if row["latent"] in causal), None)
+    first = found.attributed(bench, sae, arm, seed)
     head = {"sae": sae, "domain": domain, "seed": seed, "rates": rates}
-    return head | {"diff": ranks, "delta": delta, "delta_rank": place}
+    return head | {"diff": ranks, "delta": delta, "delta_rank": place, "delta_first": first}
 
 
 def verdicts(data: Mapping[str, Any]) -> dict[str, list[int]]:
@@ -75,7 +79,7 @@ def verdicts(data: Mapping[str, Any]) -> dict[str, list[int]]:
     quality, cells = data["quality"], data["cells"]
     trained = [q for name, q in quality.items() if name != SHIPPED]
     ranks = [c["diff"]["rank"] for c in cells]
-    leading = [next(t for t in c["diff"]["tried"] if t["rank"] == (c["diff"]["rank"] or 1)) for c in cells]
+    leaders = [leading(c) for c in cells]
     return {
         "FVU <= .05 on fresh answers": _count(q["fresh"]["response"]["fvu"]["value"] <= FVU for q in trained),
         "cross-entropy recovered >= 97 % on fresh answers": _count(
@@ -87,16 +91,16 @@ def verdicts(data: Mapping[str, Any]) -> dict[str, list[int]]:
         ),
         "a causal latent leads the diff": _count(rank == 1 for rank in ranks),
         "a causal latent among the first three": _count(rank is not None and rank <= found.FIRST for rank in ranks),
-        "it repairs": _count(t["repair"]["counts"] for t in leading),
-        "switching it off alone repairs": _count(t["repair"]["off"]["counts"] for t in leading),
-        "it induces": _count(t["induce"]["counts"] for t in leading),
-        "it moves by less than a tenth under the benign fine-tune": _count(t["benign"] < BENIGN for t in leading),
-        **{
-            f"among the first three of the delta-attribution ({reference} reference)": _count(
-                (rank := c["delta_rank"][reference]) is not None and rank <= found.FIRST for c in cells
-            )
-            for reference in found.REFERENCES
-        },
+        "it repairs": _count(t["repair"]["counts"] for t in leaders),
+        "switching it off alone repairs": _count(t["repair"]["off"]["enough"] for t in leaders),
+        "it induces": _count(t["induce"]["counts"] for t in leaders),
+        "it moves by less than a tenth under the benign fine-tune": _count(t["benign"] < BENIGN for t in leaders),
+        "it is among the first three of the delta-attribution": _count(
+            c["delta_rank"] is not None and c["delta_rank"] <= found.FIRST for c in cells
+        ),
+        "the first of the delta-attribution repairs when switched off": _count(
+            c["delta_first"]["counts"] for c in cells
+        ),
         **{
             f"first order against ablation r >= .9 ({reference} reference, strongest by {by})": _count(
                 o[reference][by]["pearson"] >= R for o in data["first_order"]
@@ -115,6 +119,7 @@ def _count(holds: Any) -> list[int]:
 def text_of(data: Mapping[str, Any]) -> str:
     """The tables as Markdown."""
     parts = [_quality_text(data["quality"]), _cells_text(data["cells"]), _order_text(data["first_order"])]
+    parts += [_stability_text(data["stability"])] if data["stability"]["table"] else []
     lines = ["| claim | cells |", "|---|---|"]
     lines += [f"| {name} | {held} of {n} |" for name, (held, n) in data["verdicts"].items()]
     return "\n\n".join([*parts, "\n".join(lines)])
@@ -138,27 +143,27 @@ def _rate(rate: Mapping[str, Any]) -> str:
 
 
 def _cells_text(cells: Sequence[Mapping[str, Any]]) -> str:
-    head = "| SAE | domain | seed | rank, latent | repair: step, cut, coherence kept, random limit | off: cut |"
-    lines = [head + " induction: rise, random limit | benign | delta rank (zero, mean) |", "|---" * 9 + "|"]
+    head = (
+        "| SAE | domain | seed | rank, latent | repair: step; cut; coherence kept; random limit | switched off: cut |"
+    )
+    more = " induction: step; rise; coherence kept; random limit | benign | rank by delta-attribution |"
+    lines = [head + more + " its first, switched off |", "|---" * 10 + "|"]
     for c in cells:
+        last = f"{c['delta_rank'] or f'> {found.KEPT}'} | {c['delta_first']['latent']}: {_effect(c['delta_first'])} |"
         for t in c["diff"]["tried"]:
-            off, best, up = t["repair"]["off"], t["repair"]["best"], t["induce"]["best"]
-            done = _effect(best, step=True) if best else "none"
-            rise = _effect(up, step=True) if up else "none"
-            at = ", ".join(str(c["delta_rank"][r] or "> 10") for r in found.REFERENCES)
-            lines.append(
-                f"| {c['sae']} | {c['domain']} | {c['seed']} | {t['rank']}, {t['latent']} | {done} | "
-                f"{off['effect']['value']:.2f} | {rise} | {t['benign']:.3f} | {at} |"
-            )
+            done, rise = (_effect(t[half]["best"]) for half in ("repair", "induce"))
+            off = _rate(t["repair"]["off"]["effect"])
+            place = f"| {c['sae']} | {c['domain']} | {c['seed']} | {t['rank']}, {t['latent']} "
+            lines.append(f"{place}| {done} | {off} | {rise} | {t['benign']:.3f} | {last}")
     return "\n".join(lines)
 
 
-def _effect(found: Mapping[str, Any], *, step: bool) -> str:
-    mark = "" if found["counts"] else " (does not count)"
-    shown = [str(found["step"])] if step else []
-    shown += [_rate(found["effect"]), f"{found['coherence_kept']:.2f}"]
-    shown += ["-" if found["random_limit"] is None else f"{found['random_limit']:.2f}"]
-    return "; ".join(shown) + mark
+def _effect(best: Mapping[str, Any] | None) -> str:
+    if best is None:
+        return "no step keeps its coherence"
+    limit = "-" if best["random_limit"] is None else f"{best['random_limit']:.2f}"
+    mark = "" if best["counts"] else " (does not count)"
+    return f"{best['step']}; {_rate(best['effect'])}; {best['coherence_kept']:.2f}; {limit}{mark}"
 
 
 def _order_text(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -169,4 +174,18 @@ def _order_text(rows: Sequence[Mapping[str, Any]]) -> str:
                 r = row[reference][by]
                 place = f"| {row['sae']} | {row['domain']} | {reference} | {by} "
                 lines.append(f"{place}| {r['pearson']:.3f} | {r['spearman']:.3f} |")
+    return "\n".join(lines)
+
+
+def _stability_text(stability: Mapping[str, Any]) -> str:
+    lines = [
+        "| SAE | other | mean cosine one to one | random | share at .7 or more | at .9 or more |",
+        "|---" * 6 + "|",
+    ]
+    for row in stability["table"]:
+        figures = (row[name] for name in ("one_to_one", "random_one_to_one", "one_to_one_0.7", "one_to_one_0.9"))
+        lines.append(f"| {row['sae']} | {row['other']} | " + " | ".join(f"{x:.3f}" for x in figures) + " |")
+    lines += ["", "| SAE, leading latent | nearest in SAE | latent | cosine |", "|---|---|---|---|"]
+    for row in stability["latents"]:
+        lines.append(f"| {row['sae']}, {row['latent']} | {row['other']} | {row['nearest']} | {row['cosine']:.3f} |")
     return "\n".join(lines)

@@ -47,14 +47,14 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     ],
 )
 def test_a_repair_counts_where_it_cuts_beyond_random_and_keeps_coherence(planted, treated, controls, counts):
-    made = causal._figures(planted, "misaligned", 0, treated, controls)
+    made = causal._figures(planted, "misaligned", 0, treated, dict(enumerate(controls)))
     left = float(treated.rate().value)
     assert made["counts"] is counts and made["effect"]["value"] == pytest.approx((0.6 - left) / 0.6)
 
 
 @pytest.mark.parametrize(("rise", "random", "counts"), [(12, 0, True), (8, 0, False), (12, 14, False)])
 def test_an_induction_counts_from_ten_points_on_and_beyond_random(planted, rise, random, counts):
-    made = causal._figures(planted, "base", 0, answers(rise), [answers(random)] * 3)
+    made = causal._figures(planted, "base", 0, answers(rise), dict.fromkeys(range(3), answers(random)))
     assert made["effect"]["value"] == pytest.approx(rise / 100) and made["counts"] is counts
 
 
@@ -108,13 +108,12 @@ def planted_cell(rank: int | None, *, benign: float = 0.01, delta: int | None = 
             "rank": i,
             "latent": i,
             "benign": benign,
-            "repair": {"counts": i == rank, "off": {"counts": False}},
+            "repair": {"counts": i == rank, "off": {"enough": False}},
             "induce": {"counts": False},
         }
         for i in range(1, (rank or 3) + 1)
     ]
-    places = {"zero": delta, "mean": delta}
-    return {"diff": {"tried": tried, "rank": rank}, "delta_rank": places}
+    return {"diff": {"tried": tried, "rank": rank}, "delta_rank": delta, "delta_first": {"counts": delta == 1}}
 
 
 def test_verdicts_count_cells():
@@ -124,7 +123,8 @@ def test_verdicts_count_cells():
     assert said["a causal latent among the first three"] == [3, 4]
     assert said["it repairs"] == [3, 4] and said["switching it off alone repairs"] == [0, 4]
     assert said["it moves by less than a tenth under the benign fine-tune"] == [3, 4]
-    assert said["among the first three of the delta-attribution (zero reference)"] == [2, 4]
+    assert said["it is among the first three of the delta-attribution"] == [2, 4]
+    assert said["the first of the delta-attribution repairs when switched off"] == [2, 4]
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +141,7 @@ def test_a_quick_run_fills_every_table(quick):
     out, made, _ = quick
     assert json.loads((out / "cells" / "saes.json").read_text()) == json.loads(json.dumps(made.data))
     assert set(made.data["quality"]) == {"0", "shipped"} and len(made.data["cells"]) == 1
+    assert (out / "cells" / "saes.html").stat().st_size > 1e6
     assert made.data["quality"]["shipped"]["fresh"]["recovered"]["value"] > 0.97
     assert made.text.count("| shipped |") == 3 and "| a causal latent leads the diff |" in made.text
     assert not (out / "tunes").exists(), "the shipped fine-tunes serve for seed 0"
