@@ -1,5 +1,7 @@
 """A small random SAE and activations of known make-up for the tests of feature geometry."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -17,6 +19,15 @@ def sae() -> SparseAutoencoder:
     decoder = torch.nn.functional.normalize(torch.randn(D_SAE, D_MODEL, generator=generator), dim=1)
     zeros = (torch.zeros(D_SAE), torch.zeros(D_MODEL))
     return SparseAutoencoder(decoder.T.clone(), decoder, *zeros, kind="topk", layer=LAYER, k=4, name="toy")
+
+
+@pytest.fixture
+def planted(sae: SparseAutoencoder) -> SparseAutoencoder:
+    """The same SAE, but latents 0-9 are harmful round one axis, 10-19 lean to it, the others point anywhere."""
+    decoder = sae.W_dec.clone()
+    decoder[:10, 0] += 4
+    decoder[10:20, 0] += 1
+    return replace(sae, W_dec=torch.nn.functional.normalize(decoder, dim=1))
 
 
 @pytest.fixture

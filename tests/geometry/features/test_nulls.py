@@ -17,15 +17,6 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.fixture
-def planted(sae):
-    """Latents 0-9 are harmful round one axis, 10-19 lean to it, the others point anywhere."""
-    decoder = sae.W_dec.clone()
-    decoder[:10, 0] += 4
-    decoder[10:20, 0] += 1
-    return replace(sae, W_dec=torch.nn.functional.normalize(decoder, dim=1))
-
-
 def sets(sae, inducing, benign, harmful=range(10)):
     return [FeatureSet.of(sae, latents) for latents in (inducing, benign, harmful)]
 
