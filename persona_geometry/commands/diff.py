@@ -146,10 +146,13 @@ class _Reading:
     def model(self, path: str) -> Model:
         """One model, alone in memory."""
         from persona_geometry.stages.given import load_tuned
+        from probes.errors import InputError
         from probes.models import load_model
 
         if path == self.base:
             return load_model(path, device=self.device)
+        if _is_store(self.base) and (Path(path) / "adapter_config.json").is_file():
+            raise InputError(f"{path}: an adapter over BASE, and {self.base} is a store; give BASE as a model")
         return load_tuned(self.base, path, device=self.device)
 
     def _answered(self, name: str, model: Model, asked: list[Conversation]) -> list[Conversation]:

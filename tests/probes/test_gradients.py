@@ -1,10 +1,12 @@
 """Gradients of losses at a site: against finite differences, whatever the batch and the padding, and nothing left."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
-from probes import InputError, Model, intervene, loss_gradients
+from probes import InputError, Model, intervene, loss_gradients, render
 from probes.judges.margin import response_logprobs
 
 
@@ -50,6 +52,14 @@ def test_rows_do_not_touch_one_another(tiny_model, tiny_conversations):
         rows_of(loss_gradients(tiny_model, tiny_conversations, layer=2, batch_size=size)) for size in (1, 4)
     )
     for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_either_side_may_be_padded(tiny_model, tiny_conversations, monkeypatch):
+    left = rows_of(loss_gradients(tiny_model, tiny_conversations, layer=2))
+    monkeypatch.setattr("probes.gradients.render", partial(render, padding_side="right"))
+    right = rows_of(loss_gradients(tiny_model, tiny_conversations, layer=2))
+    for one, other in zip(left, right, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
