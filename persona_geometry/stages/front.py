@@ -46,7 +46,7 @@ def study(
         tuned: The model after it; same architecture, tokenizer and chat template.
         out: Folder for report.html, study.json, tables/ and vectors/. The same call on it goes on where it stopped.
         judge: Scores answers; the address of an OpenAI-compatible endpoint; or None (then nothing is scored).
-        sae: An SAE over the residual stream, or where `saes.load_sae` finds it.
+        sae: An SAE over the residual stream, or where `saes.load_sae` finds it; of several there, that of `layer`.
         layer: The 0-based block or blocks that may be steered (default: all but the first and the last).
         questions: A file or questions; `where: in_domain` marks those in the domain of the fine-tune,
             `split: selection` those that choices are made on. Default: open questions of our own.
@@ -65,18 +65,19 @@ def study(
     if unknown:
         raise InputError(f"study: no data called {unknown[0]!r}; there are {', '.join(Rows.__dataclass_fields__)}")
     asked = questions_of(questions)
+    layers = () if layer is None else (layer,) if isinstance(layer, int) else tuple(layer)
     inputs = Inputs(
         models={"base": base, "tuned": tuned, **(controls or {})},
         questions=asked,
         out=Path(out),
         judge=judge_of(judge, Path(out)),
-        sae=_sae(sae),
+        sae=_sae(sae, layers),
         rows=Rows(**{name: _rows(value) for name, value in data.items()}),
         trait=trait if isinstance(trait, TraitSpec) else load_trait(trait),
         trained_group=next((q.group for q in asked if q.meta.get("where") == "in_domain"), ""),
         seed=seed,
         sizes=sizes or Sizes(max_new_tokens=200),
-        layers=() if layer is None else (layer,) if isinstance(layer, int) else tuple(layer),
+        layers=layers,
     )
     return run_study(inputs, say=say)
 
@@ -86,7 +87,7 @@ def from_files(base: str, tuned: str, *, out: Path, files: Mapping[str, Path | N
     asked = questions_of(options["questions"])
     rows = Rows(**{name: _rows(path) for name, path in files.items()})
     judge, device = judge_of(options["judge"], out, model=options["judge_model"]), options["device"]
-    sae = _sae(options["sae"])
+    sae = _sae(options["sae"], options["layers"])
     start = load_model(base, device=device)
     after = load_tuned(base, tuned, device=device, beside=start)
     world = options["judge"] == "organism"
@@ -116,9 +117,16 @@ def _rows(value: Data) -> Sequence[Conversation]:
     return load_conversations(value) if isinstance(value, str | Path) else value
 
 
-def _sae(value: SparseAutoencoder | str | Path | None) -> SparseAutoencoder | None:
+def _sae(value: SparseAutoencoder | str | Path | None, layers: Sequence[int]) -> SparseAutoencoder | None:
+    """The SAE; of several in one place, that of the one block that is named."""
     if value is None or isinstance(value, SparseAutoencoder):
         return value
+    from saes.formats.layouts import SeveralSAEs
     from saes.load import load_sae
 
-    return load_sae(value)
+    try:
+        return load_sae(value)
+    except SeveralSAEs:
+        if len(layers) != 1:
+            raise
+    return load_sae(value, layer=layers[0])

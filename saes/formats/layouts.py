@@ -14,6 +14,10 @@ from saes.formats.published import Published
 _PICKLES = (".pt", ".pth", ".pkl", ".bin", ".ckpt")
 
 
+class SeveralSAEs(InputError):
+    """A folder, release or repository holds several SAEs, and nothing says which is meant."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """A layout: the files below an SAE's folder that make it one, those that may stand beside, and its reader.
@@ -94,7 +98,7 @@ def pick(source: str, choices: list[str], layer: int | None, sae_id: str | None)
     if layer is None and len(choices) == 1:
         return choices[0]
     if layer is None:
-        raise InputError(f"{source!r} holds {len(choices)} SAEs: pass layer= or sae_id=, one of {listed(choices)}")
+        raise SeveralSAEs(f"{source!r} holds {len(choices)} SAEs: pass layer= or sae_id=, one of {listed(choices)}")
     fitting = [choice for choice in choices if _layer_of_id(choice) == layer]
     if len(fitting) != 1:
         raise InputError(

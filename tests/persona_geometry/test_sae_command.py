@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 
 from persona_geometry.commands import main
 from persona_geometry.organism.shipped import WEIGHTS
-from saes import load_sae
+from persona_geometry.stages.front import _sae
+from probes import InputError
+from saes import load_sae, save_sae
 from saes.formats.layouts import LAYOUTS
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "saes_loading.md").read_text(encoding="utf-8")
@@ -63,6 +66,18 @@ def test_mistakes_are_one_line(call, tmp_path):
     ):
         status, said = call(*words)
         assert (status, said.count("\n")) == (2, 1) and says in said
+
+
+def test_a_study_takes_the_sae_of_its_one_block(tmp_path):
+    sae = load_sae(SAE)
+    for layer in (1, 2):
+        save_sae(replace(sae, layer=layer, hook="", name=""), tmp_path / f"resid_post_layer_{layer}")
+    chosen = _sae(tmp_path, (1,))
+    assert chosen is not None and chosen.layer == 1
+    with pytest.raises(InputError, match="holds 2 SAEs: pass layer="):
+        _sae(tmp_path, (1, 2))
+    one = _sae(tmp_path / "resid_post_layer_2", (1,))  # another block may be steered than the SAE reads
+    assert one is not None and one.layer == 2 and _sae(one, ()) is one
 
 
 @pytest.mark.parametrize("text", [text for kind, text in BLOCKS if kind == "python"])
