@@ -2,6 +2,8 @@ from .attribute import Attribution as Attribution
 from .attribute import ablation_effects as ablation_effects
 from .attribute import attribute_latents as attribute_latents
 from .attribute import delta_attribution as delta_attribution
+from .chance import random_dictionary as random_dictionary
+from .chance import random_unexplained as random_unexplained
 from .diff import LatentTable as LatentTable
 from .diff import RunTable as RunTable
 from .diff import aggregate as aggregate

@@ -1,6 +1,6 @@
 """How well an SAE stands for the activations it reads: figures of one SAE, and a table of several."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
@@ -146,7 +146,7 @@ def quality(
         "keep": keep,
         "site": sae.site,
     }
-    mean = _mean(stream_rows(activations, sae.layer, size=2**14, **chosen))
+    mean = mean_row(activations, sae.layer, **chosen)
     sums, fired, conversations = np.zeros((GROUPS, 8)), torch.zeros(sae.d_sae, dtype=torch.long), 0
     for part in stream_parts(activations, sae.layer, **chosen):
         conversations += 0 if part.tokens is None else len(part.tokens.conversation.unique())
@@ -172,10 +172,10 @@ def quality(
     )
 
 
-def _mean(blocks: Iterator[Tensor]) -> Float[Tensor, " d_model"]:
-    """The rows' mean, added up about the first row, so that a large common offset costs no digits."""
+def mean_row(activations: Source, layer: int, **chosen: Any) -> Float[Tensor, " d_model"]:
+    """The mean of the rows that `stream_rows` gives, in float64; summed about the first row, to keep all digits."""
     n, origin, total = 0, None, torch.zeros(1, dtype=torch.float64)
-    for rows in blocks:
+    for rows in stream_rows(activations, layer, size=2**14, **chosen):
         rows = rows.double().cpu()
         origin = rows[0] if origin is None else origin
         n, total = n + len(rows), total + (rows - origin).sum(0)

@@ -17,6 +17,7 @@ from persona_geometry.commands import (
     latent,
     organism,
     probe,
+    quality,
     report,
     sae,
     study,
@@ -51,6 +52,7 @@ app.command("attribute")(attribute.attribute)
 app.command("sae")(sae.sae)
 app.command("train-sae")(train_sae.train_sae)
 app.command("latent")(latent.latent)
+app.command("quality")(quality.quality)
 app.add_typer(organism.app, name="organism")
 
 

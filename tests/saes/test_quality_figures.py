@@ -78,5 +78,5 @@ def test_bad_tables_are_refused(table):
     with pytest.raises(InputError, match="no rows"):
         pareto_figure(table.head(0))
     for draw in (lambda: density_figure({}), lambda: stability_figure({}, torch.rand(3))):
-        with pytest.raises(InputError, match="no (firing rates|pair)"):
+        with pytest.raises(InputError, match=r"no (firing rates|pair)"):
             draw()
