@@ -23,8 +23,8 @@ def latent(
     rows: Annotated[
         Path,
         typer.Option(
-            help="What to read: conversations (JSONL), documents (JSONL with `text`, a JSON list, or a text file, one a "
-            "line), or an activation store."
+            help="What to read: conversations (JSONL), documents (JSONL with `text`, a JSON list, or one a line of "
+            "a .txt), or an activation store."
         ),
     ],
     out: Annotated[Path, typer.Option(help="The page to write, .html (or .json).")],

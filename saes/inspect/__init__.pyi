@@ -16,6 +16,7 @@ from .naming import name_latents as name_latents
 from .neighbours import Neighbour as Neighbour
 from .neighbours import nearest_latents as nearest_latents
 from .passages import Context as Context
+from .passages import Window as Window
 from .reading import load_rows as load_rows
 from .strongest import strongest_latents as strongest_latents
 from .together import Coactivation as Coactivation

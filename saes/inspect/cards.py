@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from probes.activations import Activations
 from probes.errors import InputError
@@ -131,16 +133,24 @@ class _Seen:
     def add(self, part: Activations, where: Where, skip: int) -> None:
         """Take note of a part of the stream."""
         keep = counted(part, where, skip)
-        values = latent_values(self.sae, part, self.latents, keep)
+        values = self._values(part, keep)
         if self.parts.contexts:
             self.tops.add(part, values)
         self.draws.add(part, values)
         self.silences.add(part, values, keep.nonzero()[:, 0])
         self.densities.add(part, values, keep)
-        if self.pairs is not None:
-            for rows in part.at(self.sae.layer)[keep].split(block_rows(self.sae.d_sae)):
-                with torch.no_grad():
-                    self.pairs.add(self.sae.encode(rows))
+
+    @torch.no_grad()
+    def _values(self, part: Activations, keep: Bool[Tensor, " sample"]) -> Float[Tensor, "sample feature"]:
+        """The latents asked for; where their company is, all latents are read, a block of rows at a time."""
+        if self.pairs is None:
+            return latent_values(self.sae, part, self.latents, keep)
+        size, found = block_rows(self.sae.d_sae), []
+        for rows, kept in zip(part.at(self.sae.layer).split(size), keep.split(size), strict=True):
+            encoded = self.sae.encode(rows)
+            self.pairs.add(encoded[kept.to(encoded.device)])
+            found.append(encoded[:, self.latents].float().cpu())
+        return torch.cat(found) * keep[:, None]
 
     def cards(self, model: Model) -> list[LatentCard]:
         """The cards, in the order of the latents."""

@@ -3,7 +3,7 @@
 import re
 
 from probes.errors import InputError
-from saes.formats.hub import releases
+from saes.formats.releases import releases
 
 SITE = "https://www.neuronpedia.org"
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from probes.models import Model
 from probes.plain import plain_text
 from probes.store import ActivationStore
 from saes.fits import check_fits
-from saes.rows import Where
+from saes.rows import Where, block_rows
 from saes.sae import SparseAutoencoder
 
 Texts = Sequence[Conversation] | Sequence[str] | Iterable[Conversation] | Iterable[str] | str | Path
@@ -64,8 +65,10 @@ def counted(part: Activations, where: Where, skip: int) -> Bool[Tensor, " sample
 def latent_values(
     sae: SparseAutoencoder, part: Activations, latents: Sequence[int], keep: Bool[Tensor, " sample"]
 ) -> Float[Tensor, "sample feature"]:
-    """The latents of a part in float32 on the CPU, 0 at tokens that do not count."""
-    return sae.encode_some(part.at(sae.layer), latents).float().cpu() * keep[:, None]
+    """The latents of a part in float32 on the CPU, 0 at tokens that do not count; encoded a block of rows at a time."""
+    blocks = part.at(sae.layer).split(block_rows(sae.d_sae))
+    with torch.no_grad():
+        return torch.cat([sae.encode_some(rows, latents).float().cpu() for rows in blocks]) * keep[:, None]
 
 
 def load_rows(path: str | Path) -> list[Conversation] | list[str] | ActivationStore:

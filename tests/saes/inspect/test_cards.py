@@ -82,6 +82,16 @@ def test_a_latent_is_drawn_alike_beside_any_others(deck, topk, tiny_model, tiny_
     assert alone[5].draws == deck[5].draws and alone[5].density == deck[5].density
 
 
+def test_blocks_of_rows_change_nothing(deck, topk, tiny_model, tiny_conversations, monkeypatch):
+    for module in ("cards", "reading"):
+        monkeypatch.setattr(f"saes.inspect.{module}.block_rows", lambda d_sae: 7)
+    for partners in (5, 0):
+        parts = CardParts(partners=partners)
+        card = feature_cards(topk, tiny_model, tiny_conversations, [11], parts=parts)[11]
+        assert card.density == deck[11].density and card.contexts == deck[11].contexts
+        assert [one.latent for one in card.partners] == [one.latent for one in deck[11].partners][:partners]
+
+
 def test_parts_can_be_left_out(topk, tiny_model, tiny_conversations):
     parts = CardParts(contexts=0, quantiles=(), tokens=0, neighbours=0, partners=0, held_out=0)
     card = feature_cards(topk, tiny_model, tiny_conversations, [4], parts=parts)[4]
