@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 PACKAGES = ("numpy", "torch", "transformers", "repeng", "steering-vectors", "nnsight", "transformer-lens")
+PACKAGES += ("sae-lens", "eai-sparsify", "dictionary-learning")
 
 
 def options(doc: str | None) -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -19,8 +20,12 @@ _COUNTS = ("n_training_steps", "n_training_samples", "n_frac_active_samples")
 _TENSORS = ("act_freq_scores", "n_forward_passes_since_fired")
 
 
-def write_checkpoint(folder: Path, trainer: Any, about: Mapping[str, Any]) -> None:
+def write_checkpoint(
+    folder: Path, trainer: Any, about: Mapping[str, Any], *, rest: Float[Tensor, "sample d_model"] | None
+) -> None:
     """Write everything that the next step depends on, and `about` as JSON, in the place of an older checkpoint.
+
+    `rest` are rows that had been read, but not trained on, when the present pass began.
 
     Raises InputError where the disk takes no more; the older checkpoint is whole then.
     """
@@ -36,6 +41,8 @@ def write_checkpoint(folder: Path, trainer: Any, about: Mapping[str, Any]) -> No
         "lr_scheduler": trainer.lr_scheduler.state_dict(),
         "coefficients": {name: one.state_dict() for name, one in trainer.coefficient_schedulers.items()},
     }
+    if rest is not None:
+        tensors["rows.rest"] = rest
     plain = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
     try:
         with atomic_file(folder / CHECKPOINT) as temporary:
@@ -52,8 +59,11 @@ def read_about(folder: Path) -> dict[str, Any] | None:
     return _state(folder / CHECKPOINT)["about"] if (folder / CHECKPOINT).is_file() else None
 
 
-def read_checkpoint(folder: Path, trainer: Any) -> None:
-    """Put a fresh trainer of the same recipe where the one was that wrote the checkpoint, to the last bit."""
+def read_checkpoint(folder: Path, trainer: Any) -> Float[Tensor, "sample d_model"] | None:
+    """Put a fresh trainer of the same recipe where the one was that wrote the checkpoint, to the last bit.
+
+    Returns the rows that were left over when its pass began.
+    """
     path = folder / CHECKPOINT
     state = _state(path)
     with safe_open(path, "pt") as file:
@@ -69,6 +79,7 @@ def read_checkpoint(folder: Path, trainer: Any) -> None:
     trainer.lr_scheduler.load_state_dict(state["lr_scheduler"])
     for name, told in state["coefficients"].items():
         trainer.coefficient_schedulers[name].load_state_dict(told)
+    return tensors.get("rows.rest")
 
 
 def _restore_adam(optimizer: Any, tensors: Mapping[str, Tensor], rates: list[float]) -> None:

@@ -1,5 +1,6 @@
 """The steps: rows in batches, every SAE of a pass on the same ones, figures and checkpoints on the way."""
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,15 @@ from saes.train.sparse import Outcome, take_step
 from saes.train.survey import Survey, finite
 
 
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where a pass over the rows began: its number, that of its first batch, and rows left over from the one before."""
+
+    passed: int = 0
+    number: int = 0
+    rest: Float[Tensor, "sample d_model"] | None = None
+
+
 @dataclass
 class Run:
     """One SAE on its way: its block, its trainer, where it is kept, and its figures so far."""
@@ -29,7 +39,8 @@ class Run:
     folder: Path
     asked: dict[str, Any]
     trainer: Any
-    log: list[dict[str, float | int]] = field(default_factory=list)
+    log: list[dict[str, float | int | None]] = field(default_factory=list)
+    start: Start = field(default_factory=Start)
 
     @property
     def step(self) -> int:
@@ -39,55 +50,76 @@ class Run:
 
 @dataclass(frozen=True)
 class Pace:
-    """How many steps there are, and every how many of them a checkpoint is written and figures are noted."""
+    """How many steps of how many rows there are, in what order, and how many lie between two checkpoints."""
 
     steps: int
+    batch: int
+    order_seed: int
     checkpoint: int
-    log: int
+
+    @classmethod
+    def of(cls, recipe: SAERecipe, checkpoint: int) -> "Pace":
+        """That of a recipe."""
+        return cls(recipe.steps, recipe.batch, recipe.order_seed, checkpoint)
+
+    @property
+    def log(self) -> int:
+        """Steps between two notes of the figures."""
+        return max(1, self.steps // 100)
 
 
 def train_runs(
-    runs: Sequence[Run],
-    source: RowSource,
-    surveys: Mapping[int, Survey],
-    recipe: SAERecipe,
-    *,
-    checkpoint_every: int,
-    progress: Progress,
+    runs: Sequence[Run], source: RowSource, surveys: Mapping[int, Survey], pace: Pace, *, progress: Progress
 ) -> None:
-    """Take every run to its last step, in one pass after the other over the rows; what is done is not done again."""
-    pace = Pace(recipe.steps, checkpoint_every, max(1, recipe.steps // 100))
-    feeds = {layer: Feed(layer, surveys[layer].cut, recipe.batch) for layer in {run.layer for run in runs}}
-    for chunk in _endless(source, recipe.order_seed):
-        late, held = source.parted(chunk)
-        for layer, feed in feeds.items():
-            own = [run for run in runs if run.layer == layer]
-            for number, batch in feed.batches(chunk, late & ~held):
-                for run in own:
-                    if run.step == number < pace.steps:
-                        _step(run, batch, pace)
-                        progress(sum(each.step for each in runs), pace.steps * len(runs), _told(runs))
-        if all(run.step >= pace.steps for run in runs):
-            return
+    """Take every run to its last step; the steps and figures of all go to `progress`."""
+    for _ in steps(runs, source, surveys, pace):
+        progress(sum(run.step for run in runs), pace.steps * len(runs), _told(runs))
 
 
-def _endless(source: RowSource, seed: int) -> Iterator[Activations]:
-    """Pass after pass; the order of each is drawn from the seed and the number of the pass."""
-    number = 0
-    while True:
-        yield from source.chunks(torch.Generator().manual_seed(seed * 1_000_003 + number))
-        number += 1
+def steps(
+    runs: Sequence[Run], source: RowSource, surveys: Mapping[int, Survey], pace: Pace
+) -> Iterator[Float[Tensor, "batch d_model"]]:
+    """Yield the batch of every step taken, pass after pass over the rows, until all runs have made theirs.
+
+    All read the same passes, from the first one in which a run still has to do something; a run that comes from a
+    checkpoint lets the batches of that pass go by that it has had. The order of a pass is drawn from its number.
+    """
+    groups = {layer: [run for run in runs if run.layer == layer] for layer in {run.layer for run in runs}}
+    feeds = {
+        layer: Feed(layer, surveys[layer].cut, pace.batch, min((run.start for run in own), key=lambda at: at.passed))
+        for layer, own in groups.items()
+    }
+    for passed in itertools.count(min(feed.start.passed for feed in feeds.values())):
+        for chunk in source.chunks(torch.Generator().manual_seed(pace.order_seed * 1_000_003 + passed)):
+            late, held = source.parted(chunk)
+            for layer, feed in feeds.items():
+                for number, batch in feed.batches(passed, chunk, late & ~held):
+                    for run in groups[layer]:
+                        if run.step == number < pace.steps:
+                            _step(run, feed, batch, pace)
+                            yield batch
+            if all(run.step >= pace.steps for run in runs):
+                return
 
 
 class Feed:
-    """The rows of one block as batches of one size, numbered from 0; rows left over wait for the next chunk."""
+    """The rows of one block as batches of one size, numbered from 0; rows left over wait for the next chunk.
 
-    def __init__(self, layer: int, cut: float, size: int) -> None:
-        self.layer, self.cut, self.size, self.number = layer, cut, size, 0
-        self.rest: Tensor | None = None
+    `start` is where its present pass began: what it takes to begin that pass again.
+    """
 
-    def batches(self, chunk: Activations, keep: Tensor) -> Iterator[tuple[int, Float[Tensor, "batch d_model"]]]:
-        """The batches that the rows in `keep` fill, without those that are too long."""
+    def __init__(self, layer: int, cut: float, size: int, start: Start) -> None:
+        self.layer, self.cut, self.size, self.start = layer, cut, size, start
+        self.number, self.rest = start.number, start.rest
+
+    def batches(
+        self, passed: int, chunk: Activations, keep: Tensor
+    ) -> Iterator[tuple[int, Float[Tensor, "batch d_model"]]]:
+        """The batches that the rows in `keep` fill, without those too long; none before the pass of `start`."""
+        if passed < self.start.passed:
+            return
+        if passed > self.start.passed:
+            self.start = Start(passed, self.number, self.rest)
         rows = finite(chunk.at(self.layer), self.layer).float()
         if self.cut < math.inf:
             keep = keep & (rows.norm(dim=-1) <= self.cut)
@@ -100,18 +132,20 @@ class Feed:
         self.rest = rows[full:].clone()
 
 
-def _step(run: Run, batch: Tensor, pace: Pace) -> None:
+def _step(run: Run, feed: Feed, batch: Tensor, pace: Pace) -> None:
     """One step of sae-lens's trainer, and what is due after it."""
     output = take_step(run.trainer, batch)
     run.trainer.n_training_steps += 1
     if run.step % pace.log == 0 or run.step == pace.steps:
         run.log.append(_figures(run, output, batch))
     if run.step % pace.checkpoint == 0 and run.step < pace.steps:
-        write_checkpoint(run.folder, run.trainer, {"asked": run.asked, "log": run.log})
+        begun = {"passed": feed.start.passed, "number": feed.start.number}
+        about = {"asked": run.asked, "log": run.log, "start": begun}
+        write_checkpoint(run.folder, run.trainer, about, rest=feed.start.rest)
 
 
 @torch.no_grad()
-def _figures(run: Run, output: Outcome, batch: Tensor) -> dict[str, float | int]:
+def _figures(run: Run, output: Outcome, batch: Tensor) -> dict[str, float | int | None]:
     """Of the batch: loss, share of variance unexplained, active latents a row; and latents that fell silent."""
     trainer = run.trainer
     loss = output.loss.item()
@@ -120,13 +154,12 @@ def _figures(run: Run, output: Outcome, batch: Tensor) -> dict[str, float | int]
             f"block {run.layer}: the loss of step {run.step} is not finite; give a smaller lr than {trainer.cfg.lr:g} "
             f"and another folder than {run.folder}"
         )
-    spread = (batch - batch.mean(0)).double().square().sum(
-        -1
-    ).mean().item() * trainer.activation_scaler.scaling_factor**2
+    spread = (batch - batch.mean(0)).double().square().sum(-1).mean().item()
+    spread *= trainer.activation_scaler.scaling_factor**2
     return {
         "step": run.step,
         "loss": loss,
-        "fvu": output.mse.item() / spread if spread else math.nan,
+        "fvu": output.mse.item() / spread if spread else None,
         "l0": (output.latents > 0).sum().item() / len(batch),
         "dead": int(trainer.dead_neurons.sum()),
         "lr": trainer.optimizer.param_groups[0]["lr"],
@@ -138,5 +171,5 @@ def _told(runs: Sequence[Run]) -> str:
     latest = [run.log[-1] for run in runs if run.log]
     if not latest:
         return "SAE training"
-    loss, l0, dead = (sum(one[name] for one in latest) / len(latest) for name in ("loss", "l0", "dead"))
+    loss, l0, dead = (sum(one[name] or 0 for one in latest) / len(latest) for name in ("loss", "l0", "dead"))
     return f"SAE training (loss {loss:.3g}, L0 {l0:.1f}, {dead:.0f} dead)"

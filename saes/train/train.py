@@ -19,7 +19,7 @@ from saes.load import layer_of_hook, load_sae
 from saes.rows import Source
 from saes.sae import SparseAutoencoder
 from saes.train.checkpoint import CHECKPOINT, read_about, read_checkpoint
-from saes.train.loop import Run, train_runs
+from saes.train.loop import Pace, Run, Start, train_runs
 from saes.train.native import make_trainer, save
 from saes.train.recipe import SAERecipe
 from saes.train.record import FORMAT, RECORD
@@ -159,11 +159,11 @@ def _train(
         trainer = make_trainer(recipe, surveys[ask.layer], seed=ask.seed, names=ask.names, device=device)
         run = Run(ask.layer, ask.seed, ask.folder, _asked(ask, source, recipe), trainer)
         if begun := read_about(ask.folder):
-            read_checkpoint(ask.folder, trainer)
             run.log += begun["log"]
+            run.start = Start(**begun["start"], rest=read_checkpoint(ask.folder, trainer))
         _tidy(ask.folder)
         runs.append(run)
-    train_runs(runs, source, surveys, recipe, checkpoint_every=checkpoint_every, progress=progress)
+    train_runs(runs, source, surveys, Pace.of(recipe, checkpoint_every), progress=progress)
     for run in runs:
         _finish(run, source, surveys[run.layer])
 

@@ -14,8 +14,9 @@ from probes import Activations, ActivationStore, InputError
 from probes.progress import silent
 from saes import SAERecipe, train_saes
 from saes.train.checkpoint import CHECKPOINT
+from saes.train.source import RowSource
 
-KILLS, STEPS = 3, 90
+KILLS, STEPS = 2, 90
 SETTINGS = {"d_sae": 48, "steps": STEPS, "lr": 3e-3, "batch": 64}
 #: Architectures whose state differs: plain, with a threshold that is averaged, with a price that rises.
 KINDS = {
@@ -109,20 +110,27 @@ def test_sigkill_at_the_worst_moments(job, whole, forked, tmp_path, monkeypatch,
     assert files(tmp_path / "out") == whole["topk"]
 
 
-def test_a_damaged_checkpoint_and_another_recipe_are_refused(job, forked, tmp_path):
-    def work():
-        from saes.train import loop
+class Enough(Exception):
+    """Raised by a progress that has seen enough."""
 
-        def enough(*_):
-            raise KeyboardInterrupt
 
-        loop.write_checkpoint = lambda *args, real=loop.write_checkpoint: (real(*args), enough())
-        job(tmp_path)
+def test_what_was_read_is_not_read_again_and_what_does_not_fit_is_refused(job, whole, tmp_path, monkeypatch):
+    def stop(done, *_):
+        if done == 2 * STEPS - 30:
+            raise Enough
 
-    assert forked(work).wait() == 1
+    with pytest.raises(Enough):
+        job(tmp_path, "topk", stop)
     with pytest.raises(InputError, match="was begun with architecture='topk', not 'batchtopk'"):
         job(tmp_path, "batchtopk")
     path = tmp_path / "layer_0_seed_3" / CHECKPOINT
-    path.write_bytes(path.read_bytes()[:100])
+    written = path.read_bytes()
+    path.write_bytes(written[:100])
     with pytest.raises(InputError, match="no checkpoint of a training"):
         job(tmp_path)
+    path.write_bytes(written)
+    passes, real = [], RowSource.chunks
+    monkeypatch.setattr(RowSource, "chunks", lambda self, g: (passes.append(g.initial_seed()), real(self, g))[1])
+    job(tmp_path)
+    assert files(tmp_path) == whole["topk"]
+    assert passes[:2] == [0, 0] and min(passes[2:]) == 3  # twice to look at the rows, then from the pass of the break

@@ -9,7 +9,7 @@ import torch
 
 from probes import Activations, ActivationStore, InputError
 from saes import HeldOut, SAERecipe, train_sae, train_saes
-from saes.train.loop import Feed
+from saes.train.loop import Feed, Start
 from saes.train.source import open_source
 from saes.train.survey import survey
 from saes.train.train import share_of
@@ -65,10 +65,10 @@ def test_each_row_that_counts_comes_once_a_pass(tokens, store, kind, layer, skip
     torch.testing.assert_close(ordered(found.tests.at(layer)), ordered(tests), rtol=0, atol=0)
 
     def one_pass(seed):
-        feed, batches = Feed(layer, found.cut, 1), []
+        feed, batches = Feed(layer, found.cut, 1, Start()), []
         for chunk in source.chunks(torch.Generator().manual_seed(seed)):
             late, held = source.parted(chunk)
-            batches += [batch for _, batch in feed.batches(chunk, late & ~held)]
+            batches += [batch for _, batch in feed.batches(0, chunk, late & ~held)]
         return torch.cat(batches)
 
     first, second = one_pass(1), one_pass(2)
