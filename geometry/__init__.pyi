@@ -28,6 +28,7 @@ from .features.identify import identify_features as identify_features
 from .features.identify import statistics_table as statistics_table
 from .features.maps import DecoderMap as DecoderMap
 from .features.maps import decoder_map as decoder_map
+from .features.maps import neighbour_table as neighbour_table
 from .features.maps import neighbourhood as neighbourhood
 from .features.neighbours import nearest as nearest
 from .features.nulls import GeometryTable as GeometryTable

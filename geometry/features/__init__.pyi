@@ -34,6 +34,7 @@ from .identify import identify_features as identify_features
 from .identify import statistics_table as statistics_table
 from .maps import DecoderMap as DecoderMap
 from .maps import decoder_map as decoder_map
+from .maps import neighbour_table as neighbour_table
 from .maps import neighbourhood as neighbourhood
 from .neighbours import Neighbours as Neighbours
 from .neighbours import nearest as nearest

@@ -44,8 +44,7 @@ class DecoderMap:
 
         A latent's group is the set that holds it, "shared" if several do, "other" if none.
         """
-        held = [[name for name, features in (groups or {}).items() if latent in features] for latent in self.latents]
-        group = [sets[0] if len(sets) == 1 else "shared" if sets else "other" for sets in held]
+        group = _groups(self.latents, groups or {})
         xy, pca = self.umap.numpy(), self.pca.numpy()
         columns = {"latent": list(self.latents), "x": xy[:, 0], "y": xy[:, 1], "pca_x": pca[:, 0], "pca_y": pca[:, 1]}
         names = [(labels or {}).get(latent, "") for latent in self.latents]
@@ -111,6 +110,38 @@ def neighbourhood(
         raise InputError("no latents to take the neighbourhood of; give at least one")
     found = nearest(directions, min(n + 1, len(directions)), queries=directions[ids])
     return torch.cat([ids, found.index.flatten()]).unique().cpu()
+
+
+def neighbour_table(
+    directions: Float[Tensor, "feature d_model"],
+    groups: Mapping[str, FeatureSet],
+    *,
+    of: str = "harmful",
+    n: int = 5,
+    labels: Mapping[int, str] | None = None,
+) -> pd.DataFrame:
+    """What lies round a set in the model itself, to be read before the map: the n nearest others of each latent.
+
+    Columns `latent`, `rank` (1 = nearest), `neighbour`, `cosine`, `group` of the neighbour (as in `DecoderMap.table`)
+    and `label`. Row i of `directions` is latent i. `InputError` if there is no such group, or an empty one.
+    """
+    if of not in groups or not len(groups[of]):
+        raise InputError(f"no feature set {of!r}, or an empty one; there are {', '.join(groups) or 'none'}")
+    own = groups[of].index.to(directions.device)
+    found = nearest(directions, min(n + 1, len(directions)), queries=directions[own])
+    rows = []
+    for latent, index, cosines in zip(groups[of], found.index.tolist(), found.similarity.tolist(), strict=True):
+        others = [(i, c) for i, c in zip(index, cosines, strict=True) if i != latent][:n]
+        rows += [(latent, rank, i, c) for rank, (i, c) in enumerate(others, start=1)]
+    table = pd.DataFrame(rows, columns=["latent", "rank", "neighbour", "cosine"])
+    near = table["neighbour"].tolist()
+    return table.assign(group=_groups(near, groups), label=[(labels or {}).get(i, "") for i in near])
+
+
+def _groups(latents: Sequence[int], groups: Mapping[str, FeatureSet]) -> list[str]:
+    """The set that holds each latent, "shared" where several do, "other" where none."""
+    held = [[name for name, features in groups.items() if latent in features] for latent in latents]
+    return [sets[0] if len(sets) == 1 else "shared" if sets else "other" for sets in held]
 
 
 def _neighbours(unit: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """The figure of several comparisons: effects with intervals over the band of their null."""
 
 from html import escape
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -21,17 +22,17 @@ def panel_figure(table: pd.DataFrame, *, kind: str, note: str = "") -> go.Figure
     upright = kind == "block"
     names = table["name"] if upright else [escape(str(name)) for name in table["name"]]
     value, place = ("y", "x") if upright else ("x", "y")
-    band = {
+    band: dict[str, Any] = {
         "base": table["null_low"],
         value: table["null_high"] - table["null_low"],
         place: names,
         "marker": {"color": CONTROL, "opacity": 0.35, "line": {"width": 0}},
     }
-    sure = table["p_holm"] < 0.05
+    sure = [p < 0.05 for p in table["p_holm"].tolist()]
     words = [f"p = {p:.2g}, corrected {h:.2g}" for p, h in zip(table["p"], table["p_holm"], strict=True)]
     bars = {"array": table["high"] - table["effect"], "arrayminus": table["effect"] - table["low"]}
     symbols = [MARKERS["chosen"] if one else f"{MARKERS['chosen']}-open" for one in sure]
-    points = {value: table["effect"], place: names, f"error_{value}": {"type": "data", **bars}}
+    points: dict[str, Any] = {value: table["effect"], place: names, f"error_{value}": {"type": "data", **bars}}
     figure = go.Figure(
         [
             go.Bar(**band, orientation="v" if upright else "h", name="null, 5-95 %", hoverinfo="skip"),
@@ -45,11 +46,11 @@ def panel_figure(table: pd.DataFrame, *, kind: str, note: str = "") -> go.Figure
             ),
         ]
     )
-    effect, across = (
-        (figure.update_yaxes, figure.update_xaxes) if upright else (figure.update_xaxes, figure.update_yaxes)
-    )
-    effect(title_text="inducing less benign (cosine)")
-    across(title_text=kind, **({} if upright else {"type": "category", "autorange": "reversed"}))
+    effect, across = "inducing less benign (cosine)", {"title_text": kind}
+    if upright:
+        figure.update_yaxes(title_text=effect).update_xaxes(across)
+    else:
+        figure.update_xaxes(title_text=effect).update_yaxes(across | {"type": "category", "autorange": "reversed"})
     figure.update_layout(showlegend=False, height=420 if upright else 160 + 44 * len(table))
-    head = f"{int(sure.sum())} of {len(table)} {kind}s lie nearer to harm than benign data does"
+    head = f"{sum(sure)} of {len(table)} {kind}s lie nearer to harm than benign data does"
     return themed(figure, f"{head}<br><sub>{escape(note)}</sub>" if note else head)

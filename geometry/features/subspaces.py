@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -156,7 +157,7 @@ def _wishart(s: int, freedom: int, n: int, generator: torch.Generator) -> Float[
         rows = torch.randn(n, s, freedom, generator=generator, device=generator.device, dtype=torch.float64).cpu()
         return rows @ rows.mT
     lower = torch.randn(n, s, s, generator=generator, device=generator.device, dtype=torch.float64).cpu().tril(-1)
-    left = freedom - torch.arange(s, dtype=torch.float64)
-    half = (left / 2).expand(n, s).contiguous().to(generator.device)
-    lower += torch.diag_embed((2 * torch._standard_gamma(half, generator=generator)).sqrt()).cpu()
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    squares = np.random.default_rng(seed).chisquare(freedom - np.arange(s), size=(n, s))
+    lower += torch.diag_embed(torch.from_numpy(squares).sqrt())
     return lower @ lower.mT

@@ -6,7 +6,7 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-from geometry.features import FeatureSet, decoder_map, neighbourhood
+from geometry.features import FeatureSet, decoder_map, neighbour_table, neighbourhood
 from geometry.features.maps import _neighbours
 from probes.errors import InputError
 
@@ -82,6 +82,20 @@ def test_table_names_the_groups(sae, drawn):
     assert table.group.tolist()[:4] == ["harmful", "shared", "inducing", "other"]
     assert table.label.tolist()[:3] == ["", "", "insult"] and len(table) == 60
     assert np.allclose(table[["x", "y"]], drawn.umap)
+
+
+def test_the_neighbours_of_the_harmful_set_come_with_their_groups(sae):
+    sets = {"harmful": FeatureSet.of(sae, (3, 9)), "inducing": FeatureSet.of(sae, range(10, 40))}
+    table = neighbour_table(sae.W_dec, sets, n=4, labels=dict.fromkeys(range(64), "word"))
+    peer = NearestNeighbors(n_neighbors=5, metric="cosine").fit(sae.W_dec)
+    distance, index = peer.kneighbors(sae.W_dec[[3, 9]])
+    assert table.latent.tolist() == [3] * 4 + [9] * 4 and table["rank"].tolist() == [1, 2, 3, 4] * 2
+    assert table.neighbour.tolist() == index[:, 1:].flatten().tolist() and set(table.label) == {"word"}
+    assert np.allclose(1 - table.cosine, distance[:, 1:].flatten(), atol=1e-5)
+    expected = {i: "inducing" if 10 <= i < 40 else "harmful" if i in (3, 9) else "other" for i in range(64)}
+    assert table.group.tolist() == [expected[i] for i in table.neighbour]
+    with pytest.raises(InputError, match="no feature set 'evil'"):
+        neighbour_table(sae.W_dec, sets, of="evil")
 
 
 def test_neighbourhood_is_the_latents_and_their_nearest(clusters):
