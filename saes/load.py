@@ -9,7 +9,7 @@ from probes.activations import Site
 from probes.errors import InputError
 from saes.formats import saelens
 from saes.formats.hub import fetch, locate, through_sae_lens
-from saes.formats.layouts import LAYOUTS, check_format, detect, folders, pick
+from saes.formats.layouts import LAYOUTS, check_format, detect, files_below, folders, pick
 from saes.formats.places import SAE_SITES, as_site, in_words, layer_of_hook, place_of_hook, settled
 from saes.formats.published import Published, fold_centring
 from saes.sae import SparseAutoencoder
@@ -72,7 +72,7 @@ def _folder(path: Path, layer: int | None, sae_id: str | None, layout: str | Non
         return path / sae_id
     if sae_id is None and folders((file.name for file in path.iterdir()), layout):
         return path
-    below = folders((str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()), layout)
+    below = folders(files_below(path), layout)
     if sae_id is None and ("" in below or not below):
         return path
     return path / pick(str(path), below, layer, sae_id)

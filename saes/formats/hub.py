@@ -7,7 +7,7 @@ from typing import Any
 
 from probes.errors import InputError
 from saes.formats import releases
-from saes.formats.layouts import folders, patterns, pick
+from saes.formats.layouts import files_below, folders, patterns, pick
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,17 @@ def download(repo: str, revision: str | None, wanted: list[str]) -> Path:
 
 
 def list_files(repo: str, revision: str | None) -> list[str]:
-    """Names of a hub repository's files."""
-    from huggingface_hub import list_repo_files
+    """Names of a hub repository's files; without a connection, of those in the hub's cache."""
+    from huggingface_hub import list_repo_files, snapshot_download
 
     try:
         return list_repo_files(repo, revision=revision)
     except (OSError, ValueError) as error:
-        raise _unreachable(repo, error) from error
+        try:
+            root = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        except (OSError, ValueError):
+            raise _unreachable(repo, error) from error
+        return files_below(root)
 
 
 def through_sae_lens(entry: Entry, device: str) -> Any:

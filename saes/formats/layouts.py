@@ -55,6 +55,11 @@ def patterns(folder: str, name: str | None) -> list[str]:
     return sorted(name for file in wanted if not (name := normpath(_joined(folder, file))).startswith(".."))
 
 
+def files_below(root: Path) -> list[str]:
+    """Paths of all files below a folder, from there."""
+    return [file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()]
+
+
 def folders(files: Iterable[str], name: str | None) -> list[str]:
     """The folders, "" for the root, that hold an SAE among these paths of files."""
     paths = set(files)

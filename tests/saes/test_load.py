@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from probes import InputError
 from saes import layer_of_hook, load_sae, place_of_hook, save_sae
+from saes.formats import hub
 from saes.formats.layouts import LAYOUTS, pick
 
 
@@ -176,7 +177,9 @@ def remote(tmp_path, topk, monkeypatch):
             (place / "optimizer_state.bin").write_bytes(b"huge")
             return place
 
-        def snapshot_download(self, repo, *, revision, allow_patterns):
+        def snapshot_download(self, repo, *, revision, allow_patterns=(), local_files_only=False):
+            if local_files_only:
+                return str(tmp_path / "cache")
             self.asked.append((repo, revision, allow_patterns))
             if not (self.home / repo).is_dir():
                 raise OSError(f"404: no repository {repo}\nand more lines")
@@ -189,7 +192,8 @@ def remote(tmp_path, topk, monkeypatch):
             return str(copy)
 
         def list_repo_files(self, repo, *, revision):
-            del revision
+            if revision == "offline":
+                raise OSError("no connection")
             root = self.home / repo
             return [str(file.relative_to(root)) for file in root.rglob("*") if file.is_file()]
 
@@ -226,6 +230,13 @@ def test_a_repository_is_searched_by_layer(remote):
         load_sae("EleutherAI/sae-x")
     with pytest.raises(InputError, match="has 0 SAEs at block 5"):
         load_sae("EleutherAI/sae-x", layer=5)
+
+
+def test_without_a_connection_the_cache_is_searched(remote):
+    for layer in (1, 2):
+        remote.put("EleutherAI/sae-x", f"layers.{layer}", "sparsify")
+    load_sae("EleutherAI/sae-x", layer=2)
+    assert sorted(hub.list_files("EleutherAI/sae-x", "offline")) == ["layers.2/cfg.json", "layers.2/sae.safetensors"]
 
 
 @pytest.mark.parametrize("source", ["qwen2.5-7b-instruct-andyrdt", "andyrdt/saes-qwen2.5-7b-instruct"])
