@@ -187,17 +187,18 @@ def _show(found: Measured) -> None:
     from rich.table import Table
 
     console = Console()
-    columns = ("SAE", "unexplained", "95 % interval", "random", "active", "dead", "dense", "shrunk to", "CE recovered")
+    columns = ("SAE", "FVU", "95 %", "random", "L0", "dead", "dense", "size", "CE back")
     table = Table(*columns, box=None, pad_edge=False)
     for name, quality in found.qualities.items():
         rate, loss = quality.rates["fvu"], quality.loss
-        limits = "" if rate.low != rate.low else f"{rate.low:.1%} to {rate.high:.1%}"
+        limits = "" if rate.low != rate.low else f"{rate.low:.1%}-{rate.high:.1%}"
         recovered = "" if loss is None else f"{loss.recovered.value:.1%}"
         shares = (f"{quality.l0:.1f}", f"{quality.dead:.1%}", f"{quality.dense:.1%}")
         shrunk = f"{quality.rates['bias'].value:.2f}"
         table.add_row(name, f"{rate.value:.1%}", limits, f"{found.chance[name].value:.1%}", *shares, shrunk, recovered)
     console.print(table)
     first = next(iter(found.qualities.values()))
+    console.print("FVU: variance unexplained; random: by random directions; size: of the reconstruction, 1 is unbiased")
     console.print(f"{first.n:,} rows of {first.conversations:,} conversations: {first.rows}", highlight=False)
     for row in [] if found.stability is None else found.stability.table.to_dict("records"):
         pair, share = f"{row['sae']} in {row['other']}", f"{row['one_to_one_0.7']:.0%} of {row['latents']:,} above 0.7"

@@ -26,12 +26,15 @@ from saes.fidelity import quality
 from saes.inspect import latent_cards
 from saes.latents import latent_stats
 from saes.sae import SparseAutoencoder
+from saes.splicing import spliced_loss
 
 #: How many of the leading latents are clamped together, at most, and to which multiples of their tuned mean.
 TOGETHER, CLAMPS = 6, (-0.5, -1.0, -1.5)
 KEEP = 0.95
 #: Questions whose answers are attributed to latents.
 ATTRIBUTED = 40
+#: Answers read with the SAE's reconstruction in the place of the activations.
+SPLICED = 40
 
 
 def needed(inputs: Inputs) -> SparseAutoencoder:
@@ -46,12 +49,14 @@ def tokens(inputs: Inputs, name: str, said: Any) -> Activations:
 
 
 def sae_quality(inputs: Inputs, cells: Cells, found: Material) -> dict[str, Any]:
-    """FVU and L0 on the base's own answers."""
+    """FVU, L0 and cross-entropy recovered on the base's own answers."""
     sae = needed(inputs)
 
     def run() -> dict[str, Any]:
         q = quality(sae, tokens(inputs, "base", found.base))
-        return {"fvu": q.fvu, "l0": q.l0, "dead": q.dead, "d_sae": sae.d_sae, "layer": sae.layer, "name": sae.name}
+        loss = spliced_loss(sae, inputs.base, spread_out(found.base, SPLICED))
+        told = {"fvu": q.fvu, "l0": q.l0, "dead": q.dead, "d_sae": sae.d_sae, "layer": sae.layer, "name": sae.name}
+        return told | {"ce_recovered": loss.recovered.as_dict()["value"], "rates": q.as_dict(), "loss": loss.as_dict()}
 
     return cells.json("sae", run)
 

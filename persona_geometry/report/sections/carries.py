@@ -77,6 +77,8 @@ def _sae(view: View) -> str | None:
     parts += [f"{sae['d_sae']:,} latents"] if sae.get("d_sae") else []
     parts += [f"{number(sae['l0'])} active a token"] if known(sae.get("l0")) else []
     parts += [f"{percent(sae['fvu'])} of the variance unexplained"] if known(sae.get("fvu")) else []
+    if known(sae.get("ce_recovered")):
+        parts.append(f"{percent(sae['ce_recovered'])} of the cross-entropy recovered against mean ablation")
     return f"Sparse autoencoder: {', '.join(parts)}." if parts else None
 
 
