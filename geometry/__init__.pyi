@@ -42,6 +42,11 @@ from .features.personas import PersonaSpace as PersonaSpace
 from .features.personas import assistant_axis as assistant_axis
 from .features.personas import persona_space as persona_space
 from .features.sets import FeatureSet as FeatureSet
+from .features.spillover import Spillover as Spillover
+from .features.spillover import decoder_spillover as decoder_spillover
+from .features.spillover import gradient_spillover as gradient_spillover
+from .features.spillover import measured_spillover as measured_spillover
+from .features.spillover import step_spillover as step_spillover
 from .features.subspaces import SubspaceOverlap as SubspaceOverlap
 from .features.subspaces import principal_angles as principal_angles
 from .features.subspaces import set_subspaces as set_subspaces

@@ -50,6 +50,11 @@ from .personas import PersonaSpace as PersonaSpace
 from .personas import assistant_axis as assistant_axis
 from .personas import persona_space as persona_space
 from .sets import FeatureSet as FeatureSet
+from .spillover import Spillover as Spillover
+from .spillover import decoder_spillover as decoder_spillover
+from .spillover import gradient_spillover as gradient_spillover
+from .spillover import measured_spillover as measured_spillover
+from .spillover import step_spillover as step_spillover
 from .subspaces import SubspaceOverlap as SubspaceOverlap
 from .subspaces import principal_angles as principal_angles
 from .subspaces import set_subspaces as set_subspaces

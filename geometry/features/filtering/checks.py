@@ -46,6 +46,14 @@ def spearman(
     return Rate(value, float(low), float(high), n)
 
 
+def rank_correlations(many: Float[Tensor, "draw n"], one: Float[Tensor, " n"]) -> Float[Tensor, " draw"]:
+    """Spearman's correlation of each line of `many` with `one`, without intervals; float64."""
+    from scipy.stats import rankdata
+
+    ranks = np.stack([rankdata(side.double().numpy(), axis=-1) for side in (many, one.expand_as(many))])
+    return torch.from_numpy(_correlation(ranks))
+
+
 def _correlation(ranks: np.ndarray) -> Any:
     """Pearson's r of the first and the second of `ranks` `[2 ... n]`, over the last axis."""
     centred = ranks - ranks.mean(-1, keepdims=True)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -13,11 +12,11 @@ from torch import Tensor
 from geometry.features.filtering.scorers import digest_of, features_key, site_of
 from geometry.features.sets import FeatureSet, check_fits
 from geometry.steering.vectors import PersonaVector
+from probes import gradients
 from probes.activations import Site
-from probes.conversations import Conversation, Rendered, conversation_batches, render
+from probes.conversations import Conversation
 from probes.errors import InputError
-from probes.hooks import intervene, teacher_forced
-from probes.models import Model, check_layer, evaluating, unwrap
+from probes.models import Model
 from saes import check_fits as check_sae
 from saes.sae import SparseAutoencoder
 
@@ -41,20 +40,6 @@ class RowGradients:
         return einsum(of.double(), weights.to(of.device), "batch pos ..., batch pos -> batch ...")
 
 
-class _Watch:
-    """An operator that changes nothing and cuts the graph, so that the gradient with respect to its place is had."""
-
-    positions = "all"
-
-    def __init__(self, layer: int, site: Site) -> None:
-        self.layers, self.site = (layer,), site
-        self.seen: Tensor | None = None
-
-    def __call__(self, activations: Tensor, *, layer: int, mask: Tensor) -> Tensor:
-        self.seen = activations.detach().requires_grad_()
-        return self.seen
-
-
 def loss_gradients(
     model: Model, rows: Sequence[Conversation], *, layer: int, site: Site = "resid_post", batch_size: int = 16
 ) -> Iterator[RowGradients]:
@@ -62,32 +47,13 @@ def loss_gradients(
 
     Raises InputError for a block that does not exist, a row without an answer, and a gradient that is not finite.
     """
-    check_layer(model, layer)
     for number, row in enumerate(rows):
         if row.answer is None:
             raise InputError(f"row {number} has no answer to take the loss of; give it one or drop it")
-    for index, part in conversation_batches(rows, batch_size):
-        rendered = render(model.tokenizer, part, padding_side="right").to(model.device)
-        yield _gradients(model, rendered, tuple(index), _Watch(layer, site))
-
-
-def _gradients(model: Model, rendered: Rendered, index: tuple[int, ...], watch: Any) -> RowGradients:
-    learns = torch.zeros_like(rendered.response)
-    learns[:, :-1] = rendered.response[:, 1:]
-    with evaluating(model), torch.enable_grad(), intervene(model, watch), teacher_forced(rendered):
-        logits = unwrap(model.hf)(
-            input_ids=rendered.input_ids,
-            attention_mask=rendered.attention_mask,
-            position_ids=rendered.position_ids,
-            use_cache=False,
-        ).logits
-        loss = F.cross_entropy(
-            logits[:, :-1][learns[:, :-1]].float(), rendered.input_ids[:, 1:][learns[:, :-1]], reduction="sum"
-        )
-        (found,) = torch.autograd.grad(loss, [watch.seen])
-    if not torch.isfinite(found).all():
-        raise InputError(f"the gradient of rows {index[0]} and others at block {watch.layers[0]} is not finite")
-    return RowGradients(index, watch.seen.detach(), -found, learns)
+    for part in gradients.loss_gradients(model, rows, layer=layer, site=site, batch_size=batch_size):
+        learns = torch.zeros_like(part.rendered.response)
+        learns[:, :-1] = part.rendered.response[:, 1:]
+        yield RowGradients(part.rows, part.values, -part.grads, learns)
 
 
 def latent_push(
