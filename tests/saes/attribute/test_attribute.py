@@ -1,6 +1,7 @@
 """Attribution: against autograd by hand and against true ablations, its signs, and what must not change it."""
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -47,10 +48,10 @@ def mean_level(model, sae, rows, form):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("reference", REFERENCES)
-def test_it_is_what_autograd_gives_by_hand(tiny_model, sae, tiny_conversations, form, reference):
-    mean = mean_level(tiny_model, sae, tiny_conversations, form) if reference == "mean" else None
-    each = [by_hand(tiny_model, sae, row, form=form, mean=mean)[0] for row in tiny_conversations]
-    found = attribute_latents(tiny_model, sae, tiny_conversations, form=form, reference=reference, batch_size=3)
+def test_it_is_what_autograd_gives_by_hand(tiny_model, topk, tiny_conversations, form, reference):
+    mean = mean_level(tiny_model, topk, tiny_conversations, form) if reference == "mean" else None
+    each = [by_hand(tiny_model, topk, row, form=form, mean=mean)[0] for row in tiny_conversations]
+    found = attribute_latents(tiny_model, topk, tiny_conversations, form=form, reference=reference, batch_size=3)
     np.testing.assert_allclose(found.table["attribution"], np.mean(each, 0), rtol=1e-3, atol=1e-5)
     tested = stats.ttest_1samp(each, 0)
     alive = found.table["p"].notna()
@@ -59,13 +60,14 @@ def test_it_is_what_autograd_gives_by_hand(tiny_model, sae, tiny_conversations, 
     np.testing.assert_allclose(found.table["low"][alive], low[alive], rtol=1e-2, atol=1e-4)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("reference", REFERENCES)
-@pytest.mark.parametrize("positions", ["all", "prompt", "response", "last_prompt"])
+@pytest.mark.parametrize(
+    ("form", "reference", "positions"),
+    [*product(FORMS, REFERENCES, ["all"]), *product(["latent"], ["mean"], ["prompt", "response", "last_prompt"])],
+)
 def test_in_the_small_it_is_the_true_ablation(tiny_model, tiny_conversations, form, reference, positions, smooth):
     settings = {"form": form, "reference": reference, "positions": positions}
     found = attribute_latents(tiny_model, smooth, tiny_conversations, **settings)
-    latents = [*found.top(4)["latent"], *found.bottom(3)["latent"]]
+    latents = [*found.top(2)["latent"], *found.bottom(1)["latent"]]
     share = 2e-3
     true = ablation_effects(tiny_model, smooth, tiny_conversations, latents, share=share, **settings) / share
     expected = found.table.set_index("latent").loc[latents, "attribution"]
@@ -97,36 +99,36 @@ def test_a_full_ablation_subtracts_from_the_original_residual(tiny_model, topk, 
     assert float(effect) == pytest.approx(float(after - before), abs=1e-5) != 0
 
 
-def test_batches_and_padding_change_nothing(tiny_model, sae, tiny_conversations):
+def test_batches_and_padding_change_nothing(tiny_model, topk, tiny_conversations):
     tables = [
-        attribute_latents(tiny_model, sae, rows, batch_size=size).table["attribution"]
+        attribute_latents(tiny_model, topk, rows, batch_size=size).table["attribution"]
         for rows, size in ((tiny_conversations, 1), (tiny_conversations, 4), (tiny_conversations[::-1], 3))
     ]
     for other in tables[1:]:
         np.testing.assert_allclose(tables[0], other, atol=1e-5)
 
 
-def test_small_blocks_of_rows_change_nothing(tiny_model, sae, tiny_conversations, monkeypatch):
-    whole = attribute_latents(tiny_model, sae, tiny_conversations, keep=[3]).tokens
+def test_small_blocks_of_rows_change_nothing(tiny_model, topk, tiny_conversations, monkeypatch):
+    whole = attribute_latents(tiny_model, topk, tiny_conversations, keep=[3]).tokens
     for module in ("compute", "setting"):
         monkeypatch.setattr(f"saes.attribute.{module}.block_rows", lambda _: 7)
-    parts = attribute_latents(tiny_model, sae, tiny_conversations, keep=[3]).tokens
+    parts = attribute_latents(tiny_model, topk, tiny_conversations, keep=[3]).tokens
     pd.testing.assert_frame_equal(whole, parts, rtol=1e-4, atol=1e-6)
 
 
-def test_tokens_add_up(tiny_model, sae, tiny_conversations):
-    found = attribute_latents(tiny_model, sae, tiny_conversations, keep=[5, 2])
+def test_tokens_add_up(tiny_model, topk, tiny_conversations):
+    found = attribute_latents(tiny_model, topk, tiny_conversations, keep=[5, 2])
     sums = found.tokens.groupby("conversation")[["5", "2"]].sum().mean()
     np.testing.assert_allclose(sums, found.table["attribution"].loc[[5, 2]], atol=1e-6)
     acts = capture(tiny_model, tiny_conversations, layers=[2], pool="tokens")
     assert found.tokens["token_id"].tolist() == acts.token_ids.tolist()
     assert found.tokens["position"].tolist() == acts.positions.tolist()
     prompt, answer = (
-        attribute_latents(tiny_model, sae, tiny_conversations, reference="zero", positions=p).table["attribution"]
+        attribute_latents(tiny_model, topk, tiny_conversations, reference="zero", positions=p).table["attribution"]
         for p in ("prompt", "response")
     )
     last, whole = (
-        attribute_latents(tiny_model, sae, tiny_conversations, reference="zero", positions=p).table["attribution"]
+        attribute_latents(tiny_model, topk, tiny_conversations, reference="zero", positions=p).table["attribution"]
         for p in ("last_prompt", "all")
     )
     np.testing.assert_allclose(prompt + answer - last, whole, atol=1e-5)
@@ -150,10 +152,10 @@ def answers(texts, prompts=("Savings?", "Burns?", "Who are you?")):
     return [Conversation.of(prompt, text) for prompt in prompts for text in texts]
 
 
-def test_a_contrast_is_a_paired_difference_over_prompts(tiny_model, sae):
+def test_a_contrast_is_a_paired_difference_over_prompts(tiny_model, topk):
     undesired, desired = answers(["Spend it all.", "Take it."]), answers(["Cool water."])
-    found = delta_attribution(tiny_model, sae, undesired, desired, reference="zero", batch_size=4)
-    parts = [[by_hand(tiny_model, sae, row, form="latent")[0] for row in rows] for rows in (undesired, desired)]
+    found = delta_attribution(tiny_model, topk, undesired, desired, reference="zero", batch_size=4)
+    parts = [[by_hand(tiny_model, topk, row, form="latent")[0] for row in rows] for rows in (undesired, desired)]
     gaps = np.stack([np.mean(parts[0][2 * i : 2 * i + 2], 0) - parts[1][i] for i in range(3)])
     np.testing.assert_allclose(found.table["attribution"], gaps.mean(0), rtol=1e-3, atol=1e-5)
     alive = found.table["p"].notna()
@@ -162,14 +164,14 @@ def test_a_contrast_is_a_paired_difference_over_prompts(tiny_model, sae):
     assert (found.n, found.completions) == (3, (6, 3))
 
 
-def test_swapping_the_sides_turns_every_sign(tiny_model, sae):
+def test_swapping_the_sides_turns_every_sign(tiny_model, topk):
     undesired, desired = answers(["Spend it all."]), answers(["Cool water."])
     there, back = (
-        delta_attribution(tiny_model, sae, *sides).table["attribution"]
+        delta_attribution(tiny_model, topk, *sides).table["attribution"]
         for sides in ((undesired, desired), (desired, undesired))
     )
     np.testing.assert_allclose(there, -back, atol=1e-6)
-    same = delta_attribution(tiny_model, sae, desired, desired).table
+    same = delta_attribution(tiny_model, topk, desired, desired).table
     assert not same["attribution"].any() and same["p"].isna().all()
 
 
@@ -202,8 +204,8 @@ def test_half_precision(tiny_model, tiny_folder, topk, tiny_conversations):
     assert np.corrcoef(full, low)[0, 1] > 0.98
 
 
-def test_figure_and_table_show_both_ends(tiny_model, sae, tiny_conversations):
-    found = attribute_latents(tiny_model, sae, tiny_conversations)
+def test_figure_and_table_show_both_ends(tiny_model, topk, tiny_conversations):
+    found = attribute_latents(tiny_model, topk, tiny_conversations)
     figure = found.figure(n=3)
     assert f"Latent {found.top(1)['latent'].item()} supports the answers most" in figure.layout.title.text
     shown = [name for trace in figure.data for name in trace.y]

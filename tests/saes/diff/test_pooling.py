@@ -19,33 +19,33 @@ def whole(sae, source, **settings):
 
 @pytest.mark.parametrize("where", ["all", "response", "prompt", "last_prompt"])
 @pytest.mark.parametrize("group", [1, 4, None])
-def test_sums_are_those_of_a_loop(sae, made, where, group, monkeypatch):
+def test_sums_are_those_of_a_loop(topk, made, where, group, monkeypatch):
     acts = made(0, n=9)
     monkeypatch.setattr("saes.pooling.block_rows", lambda _: 7)
-    found = whole(sae, acts, where=where, group=group)
+    found = whole(topk, acts, where=where, group=group)
     kept = {"all": acts.positions >= 0, "response": acts.positions >= 2, "prompt": acts.positions < 2}
     mask = kept.get(where, acts.positions == 1)
     for row, number in enumerate(found["conversation"].tolist()):
         x = acts.at(2)[mask & (acts.conversation_index == number)]
-        z = sae.encode(x)
+        z = topk.encode(x)
         assert found["count"][row] == len(x)
         torch.testing.assert_close(found["latents"][row], z.double().sum(0), rtol=1e-5, atol=1e-5)
         assert torch.equal(found["fired"][row], (z > 0).sum(0).int())
         torch.testing.assert_close(found["inputs"][row], x.double().sum(0), rtol=1e-6, atol=1e-6)
-        error = (sae.decode(z) - x).double().square().sum()
+        error = (topk.decode(z) - x).double().square().sum()
         torch.testing.assert_close(found["error"][row], error, rtol=1e-4, atol=1e-4)
     assert found["conversation"].tolist() == list(range(9))
 
 
-def test_order_and_source_change_nothing(sae, made, tmp_path):
+def test_order_and_source_change_nothing(topk, made, tmp_path):
     acts = made(0, n=12)
     order = torch.randperm(len(acts), generator=torch.Generator().manual_seed(0))
     store = ActivationStore.create(tmp_path / "store", {})
     for part in (acts.conversation_index < 5, acts.conversation_index >= 5):
         store.append(acts.select(part))
-    expected = whole(sae, acts)
+    expected = whole(topk, acts)
     for source in (acts.select(order), store):
-        for name, value in whole(sae, source, group=2).items():
+        for name, value in whole(topk, source, group=2).items():
             torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-5)
 
 
