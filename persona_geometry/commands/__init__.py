@@ -15,6 +15,7 @@ from persona_geometry.commands import (
     export,
     filter,
     latent,
+    nearness,
     organism,
     probe,
     quality,
@@ -40,6 +41,7 @@ app.command("report")(report.report)
 app.command("vector")(vector.vector)
 app.command("effect")(effect.effect)
 app.command("export")(export.export)
+app.command("nearness")(nearness.nearness)
 app.command("filter")(filter.filter_)
 app.command("verify")(verify.verify)
 app.command("capture")(capture.capture)
