@@ -1,10 +1,13 @@
-"""A small study of the shipped organism, run once for all tests that look at one."""
+"""A small study of the shipped organism, run once for all tests that look at one; the command line in this process."""
 
+import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from persona_geometry.commands import main
 from persona_geometry.organism.shipped import organism_inputs
 from persona_geometry.results import Study
 from persona_geometry.stages.inputs import Sizes
@@ -27,3 +30,17 @@ def small_study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # noise of the libraries that the study drives; their own tests turn it on
         return run_study(organism_inputs(out, sizes=SMALL))
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The function `command("probe", ...)`: runs the command line in this process and gives its exit status."""
+
+    def run(*words: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["persona-geometry", *map(str, words)])
+        monkeypatch.setattr("persona_geometry.commands.terminal.settle", lambda: None)
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return int(stop.value.code or 0)
+
+    return run

@@ -1,11 +1,9 @@
 """`persona-geometry latent`: what it writes and says for a tiny model and SAE; bad input is one line and status 2."""
 
 import json
-import sys
 
 import pytest
 
-from persona_geometry.commands import main
 from probes import ActivationStore, Conversation, capture, save_conversations
 from saes import load_sae, strongest_latents, train_sae
 from tests.probes.server import said, serving
@@ -33,18 +31,9 @@ def folder(_tiny_model, tmp_path_factory):
 
 
 @pytest.fixture
-def call(monkeypatch, tiny_folder, folder):
+def call(command, tiny_folder, folder):
     """Run the command on the tiny SAE and model; give the exit status."""
-
-    def run(*words: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["persona-geometry", "latent", str(folder / "sae"), str(tiny_folder)])
-        sys.argv += list(map(str, words))
-        monkeypatch.setattr("persona_geometry.commands.terminal.settle", lambda: None)
-        with pytest.raises(SystemExit) as stop:
-            main()
-        return int(stop.value.code or 0)
-
-    return run
+    return lambda *words: command("latent", folder / "sae", tiny_folder, *words)
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "texts.json", "texts.txt", "texts.jsonl", "store"])
