@@ -22,12 +22,12 @@ class Size:
     k: int = 32
     batch: int = 1024
     steps: int = 32
-    rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3, 8e-3)
+    rates: tuple[float, ...] = (2e-3, 4e-3, 6e-3, 8e-3)
     reached_steps: int = 300
     stored: tuple[int, int] = (60_000, 300_000)
 
 
-QUICK = Size(width=128, latents=1024, k=16, steps=16, rates=(8e-3,), reached_steps=40, stored=(15_000, 75_000))
+QUICK = Size(width=128, latents=1024, k=16, steps=16, rates=(6e-3,), reached_steps=40, stored=(15_000, 75_000))
 
 
 @dataclass(frozen=True)
