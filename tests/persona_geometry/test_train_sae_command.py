@@ -49,7 +49,19 @@ def call(monkeypatch, capsys, store):
 
 
 def test_two_blocks_and_the_same_command_again(call, store, tmp_path):
-    words = ("--layers", "0,2", "--out", tmp_path / "saes", *SMALL, "--skip-first", 4, "--held-out", 0.1, "--architecture", "batchtopk")
+    words = (
+        "--layers",
+        "0,2",
+        "--out",
+        tmp_path / "saes",
+        *SMALL,
+        "--skip-first",
+        4,
+        "--held-out",
+        0.1,
+        "--architecture",
+        "batchtopk",
+    )
     code, said = call(*words)
     assert code == 0 and "SAE training (loss " in said and "40 of 40" in said
     records = TrainingRecord.all_in(tmp_path / "saes")
