@@ -270,3 +270,12 @@ def test_large_tables_stay_beside_the_page(study: Study, tmp_path: Path) -> None
     text = found.read_text(encoding="utf-8")
     assert 'href="tables/map.parquet"' in text
     assert "unsafe-eval" in text[:2000]  # WebGL for the large cloud
+
+
+def test_a_misfit_and_a_second_opinion_are_said(study: Study) -> None:
+    assert "Take care" not in drawn(study, "carries")
+    warned = {**study.summary, "sae": {**study.summary["sae"], "misfit": "the SAE leaves 1.4 times as much"}}
+    found = drawn(dataclasses.replace(study, summary=warned), "carries")
+    assert "Take care: the SAE leaves 1.4 times as much." in found
+    assert "latents that fired changed (q of at most 0.05" in found
+    assert "8 of the 8 latents that rose most are among its first 8" in found
