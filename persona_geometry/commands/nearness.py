@@ -90,8 +90,8 @@ class _Finder:
             old = FeatureSet.load(path)
             if (old.made.get("data"), old.statistic, old.sae_digest) == (words, self.statistic, sae_digest(self.sae)):
                 return old
-        sides = [self._acts(file) for file in (positive, negative)]
-        made = identify_features(*sides, self.sae, k=self.k, statistic=self.statistic, data=words)
+        rows, others = self._acts(positive), self._acts(negative)
+        made = identify_features(rows, others, self.sae, k=self.k, statistic=self.statistic, data=words)
         self.out.mkdir(parents=True, exist_ok=True)
         made.save(path)
         return made
