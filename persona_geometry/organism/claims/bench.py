@@ -51,21 +51,22 @@ class Plan:
     controls: int = 20
     control_questions: int = 30
     looked_at: int = 1
+    held: int = 1_000
     pairs: int = 100
     strongest: int = 200
     attributed: int = 16
 
     def key(self) -> dict[str, Any]:
         """What cells depend on; seeds and domains only add cells."""
-        free = ("sae_seeds", "tune_seeds", "arms", "looked_at")
+        free = ("sae_seeds", "tune_seeds", "arms", "looked_at", "held")
         return {name: value for name, value in vars(self).items() if name not in free}
 
 
 #: One of each, as small as can be, to see that it runs: its figures mean nothing.
 QUICK = Plan(
-    sae_seeds=(0,), tune_seeds=(0,), arms={"medicine": "misaligned"}, d_sae=256, k=16, steps=60, texts=300,
-    sampled=False, per_topic=1, test_per_topic=1, samples=1, controls=3, control_questions=6, looked_at=1, pairs=12,
-    strongest=20, attributed=6,
+    sae_seeds=(0,), tune_seeds=(0,), arms={"medicine": "misaligned"}, d_sae=256, k=16, steps=60, texts=150,
+    sampled=False, per_topic=1, test_per_topic=1, samples=1, controls=2, control_questions=5, held=8, pairs=4,
+    strongest=6, attributed=3,
 )  # fmt: skip
 
 
@@ -189,9 +190,9 @@ class Bench:
     def held_out(self, where: str, arm: str = "base") -> list[Conversation]:
         """Answers that no SAE read: "fresh", of the domains that were read; "test", of those that were not."""
         if where == "test":
-            return self._answers(f"test-{arm}", arm, 0, out_of_domain(self.plan.test_per_topic), 7)
+            return self._answers(f"test-{arm}", arm, 0, out_of_domain(self.plan.test_per_topic)[: self.plan.held], 7)
         questions = advice_questions((*TUNED, *SELECTION), min(3, self.plan.per_topic), seed=77, split="selection")
-        return self._answers(f"fresh-{arm}", arm, 0, questions, 7)
+        return self._answers(f"fresh-{arm}", arm, 0, questions[: self.plan.held], 7)
 
     def _answers(self, name: str, arm: str, seed: int, questions: Sequence[Question], draw: int) -> list[Conversation]:
         def run() -> list[list[str]]:

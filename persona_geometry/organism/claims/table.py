@@ -98,6 +98,10 @@ def verdicts(data: Mapping[str, Any]) -> dict[str, list[int]]:
         "it is among the first three of the delta-attribution": _count(
             c["delta_rank"] is not None and c["delta_rank"] <= found.FIRST for c in cells
         ),
+        "a causal latent is among the first three of the delta-attribution": _count(
+            c["delta_first"]["counts"] or (c["delta_rank"] is not None and c["delta_rank"] <= found.FIRST)
+            for c in cells
+        ),
         "the first of the delta-attribution repairs when switched off": _count(
             c["delta_first"]["counts"] for c in cells
         ),
