@@ -41,7 +41,7 @@ def attribute(
     from saes.load import load_sae
 
     sides = [load_conversations(file) for file in (undesired, desired)]
-    loaded = load_model(model, adapter=adapter, device=device)
+    loaded = load_model(model, adapter=adapter, device=device, merge=adapter is not None)
     dictionary = load_sae(sae, layer=layer, sae_id=sae_id, device=device)
     settings: Any = {"form": form, "reference": reference, "batch_size": batch_size}
     found = delta_attribution(loaded, dictionary, *sides, **settings)
