@@ -8,8 +8,8 @@ from probes.errors import InputError
 from probes.theme import DIVERGING, MISALIGNED, themed
 
 if TYPE_CHECKING:
-    from saes.inspect.together import Coactivation, Measure
     from saes.inspect.density import Density
+    from saes.inspect.together import Coactivation, Measure
 
 
 def density_figure(density: "Density | None", latent: int | None = None) -> go.Figure:
