@@ -159,9 +159,9 @@ def _line(
     rates = {kind: away(name).rate(kind, clusters=CLUSTERS) for kind in ("misaligned", "coherent")}
     if all("here" in arms[name][seed].figures for seed in seeds):
         rates["in_domain"] = pool([arms[name][s].answers("here") for s in seeds]).rate(clusters=CLUSTERS)
-    if base in arms and untreated in arms and name != base:
+    if base in arms and untreated in arms and name not in (base, untreated):
         rates["cut"] = cut(away(untreated), away(name), away(base), counts=Counts(clusters=CLUSTERS))
-    if control in arms and set(seeds) <= set(arms[control]):
+    if control in arms and name != control and set(seeds) <= set(arms[control]):
         rates["over_control"] = difference(away(name), away(control), counts=Counts(clusters=CLUSTERS))
     return _flat(rates) | _means([arms[name][seed].figures for seed in seeds])
 
