@@ -17,10 +17,10 @@ from .conversations import render as render
 from .conversations import save_conversations as save_conversations
 from .conversations import template_hash as template_hash
 from .errors import InputError as InputError
-from .harvest import Workers as Workers
-from .harvest import harvest as harvest
 from .gradients import LossGradients as LossGradients
 from .gradients import loss_gradients as loss_gradients
+from .harvest import Workers as Workers
+from .harvest import harvest as harvest
 from .hooks import Operator as Operator
 from .hooks import capture_blocks as capture_blocks
 from .hooks import capture_sites as capture_sites

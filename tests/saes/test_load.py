@@ -290,10 +290,10 @@ def test_saes_of_a_centred_stream_read_any_stream(remote, monkeypatch, topk, row
     """TransformerLens takes the mean off the residual stream of GPT-2; its old SAEs know no other."""
     from saes.formats import releases
 
-    sae = replace(topk, centred=centred, hook="blocks.8.hook_resid_pre", layer=7)
-    assert releases.centred_model("jbloom/GPT2-Small-SAEs-Reformatted", "blocks.8.hook_resid_pre")
-    save_sae(sae, remote.home / "jbloom/GPT2-Small-SAEs-Reformatted" / "blocks.8.hook_resid_pre")
-    change(remote.home / "jbloom/GPT2-Small-SAEs-Reformatted" / "blocks.8.hook_resid_pre", metadata={"name": ""})
+    repo, hook = "jbloom/GPT2-Small-SAEs-Reformatted", "blocks.8.hook_resid_pre"
+    sae = replace(topk, centred=centred, hook=hook, layer=7)
+    assert releases.centred_model(repo, hook)
+    change(save_sae(sae, remote.home / repo / hook), metadata={"name": ""})
     loaded = load_sae(source, layer=7)
     expected = sae.encode(rows - rows.mean(-1, keepdim=True))
     torch.testing.assert_close(loaded.encode(rows), expected, rtol=1e-5, atol=1e-5)
