@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from probes import InputError
 from saes import layer_of_hook, load_sae, place_of_hook, save_sae
-from saes.formats import hub
+from saes.formats import hub, releases
 from saes.formats.layouts import LAYOUTS, pick
 
 
@@ -288,8 +288,6 @@ def test_releases_that_only_sae_lens_reads_go_through_it(monkeypatch):
 @pytest.mark.parametrize("centred", [True, False])
 def test_saes_of_a_centred_stream_read_any_stream(remote, monkeypatch, topk, rows, source, centred):
     """TransformerLens takes the mean off the residual stream of GPT-2; its old SAEs know no other."""
-    from saes.formats import releases
-
     repo, hook = "jbloom/GPT2-Small-SAEs-Reformatted", "blocks.8.hook_resid_pre"
     sae = replace(topk, centred=centred, hook=hook, layer=7)
     assert releases.centred_model(repo, hook)
