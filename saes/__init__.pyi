@@ -51,6 +51,7 @@ from .latents import encode_store as encode_store
 from .latents import latent_stats as latent_stats
 from .load import layer_of_hook as layer_of_hook
 from .load import load_sae as load_sae
+from .peer import sae_lens_error as sae_lens_error
 from .rows import HeldOut as HeldOut
 from .sae import SparseAutoencoder as SparseAutoencoder
 from .splicing import SplicedLoss as SplicedLoss

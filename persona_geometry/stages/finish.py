@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,8 +15,16 @@ from persona_geometry.stages.behaviour import everywhere
 from persona_geometry.stages.cells import Cells
 from persona_geometry.stages.inputs import Inputs, spread_out
 from persona_geometry.stages.steering import Choice, Material
+from probes.capture import capture
+from probes.conversations import Conversation
+from probes.models import Model
 from probes.outcomes import Outcomes
-from probes.verify import self_test
+from probes.verify import Check, self_test
+from saes.peer import sae_lens_error
+from saes.sae import SparseAutoencoder
+
+#: Relative error of latents and reconstructions against sae-lens: rounding in float32 stays well below.
+SAE_LIMIT = 1e-5
 
 
 def realigned(inputs: Inputs, cells: Cells) -> Outcomes:
@@ -56,15 +65,22 @@ def layer_curve(found: Material) -> pd.DataFrame:
 
 
 def checks(inputs: Inputs, cells: Cells, found: Material) -> list[dict[str, Any]]:
-    """The self-test on both models."""
+    """The self-test on both models, and what sae-lens says of the SAE."""
 
     def run() -> list[dict[str, Any]]:
         out = []
         for name in ("base", "tuned"):
             out += [{**asdict(c), "name": f"{name}: {c.name}"} for c in self_test(inputs.models[name], found.base[:8])]
-        return out
+        return out + ([] if inputs.sae is None else [asdict(_sae_check(inputs.sae, inputs.base, found.base[:8]))])
 
     return cells.json("self-test", run)
+
+
+def _sae_check(sae: SparseAutoencoder, model: Model, said: Sequence[Conversation]) -> Check:
+    """Does sae-lens see the same latents in the SAE's weights?"""
+    rows = capture(model, said, layers=[sae.layer], pool="tokens").at(sae.layer)
+    error = sae_lens_error(sae, rows)
+    return Check("SAE: sae-lens encodes and decodes the same", error <= SAE_LIMIT, error, SAE_LIMIT, "SAELens#436", "")
 
 
 def exported(inputs: Inputs, found: Material, choice: Choice | None) -> list[dict[str, Any]]:
