@@ -64,7 +64,7 @@ def files(tmp_path) -> dict[str, str]:
         save_conversations(part, tmp_path / f"{name}.jsonl")
     given = {name: str(tmp_path / name) for name in ("rows.jsonl", "harmful.jsonl", "harmless.jsonl")}
     given |= {name: str(WEIGHTS / "base") for name in ("BASE", "MODEL")} | {"TUNED": str(WEIGHTS / "misaligned")}
-    return given | {"questions.yaml": str(data["questions"]), "15": "2"}
+    return given | {"questions.yaml": str(data["questions"]), "15": "2", "SAE": str(WEIGHTS / "sae")}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -74,7 +74,7 @@ def test_command_lines_run(line, files, tmp_path, monkeypatch, capsys):
     from persona_geometry.commands import main
 
     words = [files.get(word, word) for word in shlex.split(line, comments=True)]
-    words = [str(tmp_path / "out") if word.startswith("runs/") else word for word in words]
+    words = [str(tmp_path / f"out{Path(word).suffix}") if word.startswith("runs/") else word for word in words]
     if "--judge" in words and "--plan" not in words:
         words.append("--plan")
     monkeypatch.setattr("persona_geometry.commands.terminal.settle", lambda: None)
