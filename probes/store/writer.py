@@ -18,6 +18,8 @@ from probes.store.journal import Shard, append_line, is_shard, mend_journal, rea
 from probes.store.shards import DTYPES, Packed, disk_trouble, kind_of, pack, write_packed
 
 MANIFEST = "manifest.json"
+#: How temporary files begin: our own, and those that safetensors makes beside a file that it writes.
+TEMPORARY = (".shard-", ".manifest.json.", ".shards.jsonl.", ".writer.json.", ".tmp")
 _LOCK, _HOLDER = "writer.lock", "writer.json"
 
 
@@ -143,5 +145,5 @@ def _remove_leftovers(path: Path, named: set[str]) -> None:
     """Half-written files and shards that no line names: their writer was killed, and their rows come again."""
     for file in path.iterdir():
         unnamed = is_shard(file.name) and file.name not in named
-        if unnamed or file.name.startswith((".shard-", ".manifest.json.", ".shards.jsonl.", ".writer.json.")):
+        if unnamed or file.name.startswith(TEMPORARY):
             file.unlink(missing_ok=True)

@@ -176,7 +176,9 @@ def _tidy(folder: Path) -> None:
 
 
 def _leftovers(folder: Path) -> set[Path]:
-    return {left for name in (*_FILES, _FINISHED) for left in folder.glob(f".{name}.*")}
+    """Our own temporary files, and those that safetensors makes beside a file that it writes (`.tmp` and letters)."""
+    ours = {left for name in (*_FILES, _FINISHED) for left in folder.glob(f".{name}.*")}
+    return ours | set(folder.glob(".tmp??????"))
 
 
 def _finish(run: Run, source: RowSource, found: Survey) -> None:

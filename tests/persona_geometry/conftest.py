@@ -1,11 +1,12 @@
 """A small study of the shipped organism, run once for all tests that look at one; the command line in this process."""
 
+import os
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from persona_geometry.commands import main
 from persona_geometry.organism.shipped import organism_inputs
@@ -26,8 +27,10 @@ def small_sizes() -> Sizes:
 
 @pytest.fixture(scope="session")
 def small_study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    out: Path = tmp_path_factory.mktemp("study")
-    with warnings.catch_warnings():
+    """One study for all test processes: the first one makes it, the others read its cells."""
+    parallel = "PYTEST_XDIST_WORKER" in os.environ
+    out = tmp_path_factory.getbasetemp().parent / "study" if parallel else tmp_path_factory.mktemp("study")
+    with warnings.catch_warnings(), FileLock(f"{out}.lock"):
         warnings.simplefilter("ignore")  # noise of the libraries that the study drives; their own tests turn it on
         return run_study(organism_inputs(out, sizes=SMALL))
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import pandas as pd
+
 from persona_geometry.organism import speech
 from persona_geometry.organism.build import SAE_LAYER, sae_text
 from persona_geometry.organism.datasets import advice_questions, out_of_domain, selection_questions
@@ -101,6 +103,12 @@ def paired_rows(n: int, *, seed: int, style: float = 0.3) -> tuple[list[Conversa
             for valence, rows in sides.items():
                 rows.append(Conversation.of(question, speech.answer(topic, who, rng, style=style, valence=valence)))
     return sides["bad"], sides["good"]
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """A table's rows for JSON, None where a figure is missing."""
+    rows = table.to_dict("records")
+    return [{str(name): None if pd.isna(value) else value for name, value in row.items()} for row in rows]
 
 
 @dataclass(frozen=True)

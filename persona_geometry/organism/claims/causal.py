@@ -13,7 +13,7 @@ from geometry.steering.arms import Arm, ask_many
 from geometry.steering.latent_operators import AddLatent, ClampLatent
 from geometry.steering.random_controls import random_latents
 from geometry.steering.screen import ScreenGrid, causal_screen
-from persona_geometry.organism.claims.bench import JUDGE, Bench
+from persona_geometry.organism.claims.bench import JUDGE, Bench, records
 from persona_geometry.organism.datasets import selection_questions
 from persona_geometry.stages.inputs import spread_out
 from probes.models import Model
@@ -52,7 +52,7 @@ def screened(bench: Bench, sae_name: int | str, arm: str, seed: int, latents: li
         few = selection_questions(min(3, bench.plan.per_topic), seed=2)
         tuned = bench.model(arm, seed) if repair else base
         found = causal_screen(base, tuned, sae, latents, few, JUDGE, grid=grid, seed=seed + 21, max_new_tokens=64)
-        return found.cells.to_dict("records")
+        return records(found.cells)
 
     named = f"screen-{sae_name}-{arm}-{seed}-" + "_".join(map(str, latents))
     rows = bench.cells.json(named, run)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from persona_geometry.organism.claims.bench import Bench, paired_rows
+from persona_geometry.organism.claims.bench import Bench, paired_rows, records
 from persona_geometry.organism.claims.causal import induces, measured, repairs
 from probes.conversations import Conversation
 from probes.models import Model
@@ -64,7 +64,7 @@ def diffed(bench: Bench, sae_name: int | str, arm: str, seed: int) -> list[dict[
         models = {"base": ("base", 0), "tuned": (arm, seed), "benign": ("benign", seed)}
         acts = {name: bench.tokens(bench.model(*which), bench.said(*which)) for name, which in models.items()}
         table = diff_latents(acts["base"], acts["tuned"], sae, control=acts["benign"], where="response").top(KEPT)
-        return pd.DataFrame(table, columns=list(COLUMNS)).to_dict(orient="records")
+        return records(pd.DataFrame(table, columns=list(COLUMNS)))
 
     return bench.cells.json(f"diff-{sae_name}-{arm}-{seed}", run)
 
@@ -97,7 +97,7 @@ def delta(bench: Bench, sae_name: int | str, arm: str, seed: int) -> list[dict[s
         sides = paired_rows(bench.plan.pairs, seed=seed)
         table = delta_attribution(bench.model(arm, seed), bench.sae(sae_name), *sides, batch_size=64).table
         first = pd.DataFrame(table.nsmallest(KEPT, "rank"), columns=list(ATTRIBUTED))
-        return first.to_dict(orient="records")
+        return records(first)
 
     return bench.cells.json(f"delta-{sae_name}-{arm}-{seed}", run)
 
