@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import common  # noqa: E402
 from benchmarks.common import finish, interleaved, options, rounds_of  # noqa: E402
-from benchmarks.trainers import PEERS, QUICK, Contender, Job, Size, ours  # noqa: E402
+from benchmarks.trainers import PEERS, QUICK, SAE_LENS, Contender, Job, Size, ours  # noqa: E402
 
 
 def from_store(job: Job) -> Callable[[], object]:
@@ -81,7 +81,7 @@ def prove(job: Job) -> None:
     """Stop unless ours and sae-lens's trainer agree after three steps."""
     from saes.train.sparse import take_step
 
-    mine, theirs = job.trainer(), job.trainer()
+    mine, theirs = (job.trainer(**SAE_LENS) for _ in range(2))
     for batch in itertools.islice(job.batches(), 3):
         take_step(mine, batch)
         theirs.step(batch)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 Step = Callable[[Tensor], object]
+#: sae-lens's own ways, where the recipe has others.
+SAE_LENS = {"unit_rows": False, "revive": 1.0}
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,11 @@ class Job:
         """What rows are multiplied by."""
         return self.rows.shape[1] ** 0.5 / self.found[0].norm
 
-    def trainer(self) -> Any:
+    def trainer(self, **changes: Any) -> Any:
+        """A trainer by the recipe, but for these fields."""
         from saes.train.native import make_trainer
 
-        return make_trainer(self.recipe, self.found[0], seed=0, names={}, device="cpu")
+        return make_trainer(self.recipe.with_(**changes), self.found[0], seed=0, names={}, device="cpu")
 
     def schedule(self, optimiser: Any) -> Any:
         """sae-lens's schedule of the rate, for the others."""
@@ -99,15 +102,14 @@ class Contender:
 def ours(job: Job) -> Contender:
     from saes.train.sparse import take_step
 
-    return _native(job, take_step)
+    return _native(job, job.trainer(), take_step)
 
 
 def with_sae_lens(job: Job) -> Contender:
-    return _native(job, lambda trainer, batch: trainer.step(batch))
+    return _native(job, job.trainer(**SAE_LENS), lambda trainer, batch: trainer.step(batch))
 
 
-def _native(job: Job, take: Callable[[Any, Tensor], object]) -> Contender:
-    trainer = job.trainer()
+def _native(job: Job, trainer: Any, take: Callable[[Any, Tensor], object]) -> Contender:
 
     def step(batch: Tensor) -> None:
         take(trainer, batch)

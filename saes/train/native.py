@@ -34,6 +34,7 @@ def make_trainer(
     )
     trainer: Any = SAETrainer(config, _initial(recipe, found, seed, names).to(device), data_provider=iter(()))
     trainer.activation_scaler.scaling_factor = scale_of(found)
+    trainer.unit_rows = recipe.unit_rows  # sae-lens knows no such setting; `sparse_step` heeds it
     return trainer
 
 
@@ -65,11 +66,11 @@ def _initial(recipe: SAERecipe, found: Survey, seed: int, names: dict[str, str])
 
 def _own_settings(recipe: SAERecipe) -> dict[str, Any]:
     """What one architecture alone is told."""
-    warm = recipe.steps // 20
+    warm, aux = recipe.steps // 20, {"aux_loss_coefficient": recipe.revive}
     if recipe.architecture == "topk":
-        return {"k": recipe.k}
+        return aux | {"k": recipe.k}
     if recipe.architecture in ("batchtopk", "matryoshka_batchtopk"):
-        own: dict[str, Any] = {"k": float(recipe.k), "topk_threshold_lr": max(0.01, min(0.5, 20 / recipe.steps))}
+        own: dict[str, Any] = aux | {"k": float(recipe.k), "topk_threshold_lr": max(0.01, min(0.5, 20 / recipe.steps))}
         return own | ({"matryoshka_widths": list(recipe.widths)} if recipe.widths else {})
     if recipe.architecture == "jumprelu":
         target = {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": float(recipe.k)}

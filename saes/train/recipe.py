@@ -31,6 +31,10 @@ class SAERecipe:
     rows whose norm is over `max_norm` times the median are left out (the published persona SAEs use 8 and 10;
     None keeps all). `HeldOut(held_out)` of the conversations are not trained on and test the result.
     `order_seed` draws the order of the rows, the same for all SAEs of one pass.
+
+    Of the three that choose k: `unit_rows` keeps decoder rows at length 1 and takes the part of their gradient that
+    would lengthen them away, as 2406.04093 does and sae-lens does not (without it rows grow, and learn more slowly the
+    longer they are); `revive` weighs the auxiliary loss of silent latents (1/32 there, 1 in sae-lens).
     """
 
     architecture: str = "topk"
@@ -46,6 +50,8 @@ class SAERecipe:
     max_norm: float | None = 10.0
     held_out: float = 0.02
     order_seed: int = 0
+    unit_rows: bool = True
+    revive: float = 1 / 32
 
     @classmethod
     def for_(cls, d_model: int, n_tokens: int, *, architecture: str = "topk", **changes: Any) -> "SAERecipe":
@@ -86,6 +92,8 @@ class SAERecipe:
             raise InputError(
                 f"skip_first={self.skip_first}, held_out={self.held_out}: give 0 or more, and a share of 0 to 0.5"
             )
+        if not (math.isfinite(self.revive) and self.revive >= 0):
+            raise InputError(f"revive={self.revive}: give 0 or more, the weight of the auxiliary loss")
         if self.max_norm is not None and not self.max_norm > 1:
             raise InputError(f"max_norm={self.max_norm}: give more than 1 median, or None to keep every row")
         object.__setattr__(self, "widths", self._nested())

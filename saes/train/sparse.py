@@ -3,7 +3,8 @@
 sae-lens writes the chosen latents into a matrix [batch, d_sae] and multiplies that by the decoder, forwards and
 backwards: six dense products a step. Here five of them run over the k chosen entries of each row. The decoder's norms,
 by which sae-lens multiplies before it chooses and divides afterwards, cancel in the reconstruction and so in every
-gradient. Loss, optimiser, schedules and counters are sae-lens's own; the results are equal to float tolerance.
+gradient. Loss, optimiser, schedules and counters are sae-lens's own; the results are equal to float tolerance, unless
+the decoder's rows are kept at length 1 (arXiv 2406.04093), which sae-lens does not do.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import embedding_bag, normalize
 
 from saes.train.recipe import SPARSE
 
@@ -155,10 +156,16 @@ def _advance(trainer: Any, work: _Work, chosen: Chosen) -> None:
     trainer.n_forward_passes_since_fired[counts > 0] = 0
     trainer.act_freq_scores += counts
     trainer.n_frac_active_samples += len(work.x)
+    unit, decoder = trainer.unit_rows, trainer.sae.W_dec
+    if unit:
+        rows = normalize(decoder, dim=-1)
+        work.gradients["W_dec"] -= (work.gradients["W_dec"] * rows).sum(-1, keepdim=True) * rows
     for name, value in trainer.sae.named_parameters():
         value.grad = work.gradients[name]
     torch.nn.utils.clip_grad_norm_(trainer.sae.parameters(), 1.0)
     trainer.optimizer.step()
+    if unit:
+        decoder.copy_(normalize(decoder, dim=-1))
     trainer.optimizer.zero_grad()
     for scheduler in (trainer.lr_scheduler, *trainer.coefficient_schedulers.values()):
         scheduler.step()

@@ -77,6 +77,8 @@ def test_it_equals_the_fit_of_sae_lens(planted, tmp_path, architecture):
         sparsity=0.0 if architecture in SPARSE else 0.7,
         held_out=0.0,
         max_norm=None,
+        unit_rows=False,
+        revive=1.0,
         **counted,
         **widths,
     )
@@ -95,7 +97,7 @@ def test_it_equals_the_fit_of_sae_lens(planted, tmp_path, architecture):
 def test_silent_latents_are_revived_as_in_sae_lens(architecture):
     g = torch.Generator().manual_seed(0)
     batches = torch.randn(30, 64, 16, generator=g) @ torch.randn(16, 32, generator=g) / 4
-    recipe = SAERecipe(architecture=architecture, d_sae=512, k=3, steps=30, lr=1e-3, batch=64)
+    recipe = SAERecipe(architecture=architecture, d_sae=512, k=3, steps=30, lr=1e-3, batch=64, unit_rows=False)
     found = survey(open_source(batches.flatten(0, 1), (0,), recipe), recipe)[0]
     sides = [make_trainer(recipe, found, seed=0, names={}, device="cpu") for _ in range(2)]
     silent = []
@@ -112,3 +114,27 @@ def test_silent_latents_are_revived_as_in_sae_lens(architecture):
         both = torch.stack([getattr(trainer, name) for trainer in sides])
         assert (both[0] != both[1]).float().mean() < 0.02, name
     assert sides[0].n_frac_active_samples == sides[1].n_frac_active_samples == 30 * 64
+
+
+def test_rows_of_length_one_by_plain_autograd(planted):
+    """Dense top-k, the gradient's part along each decoder row taken away, Adam, rows back to length 1."""
+    recipe = SAERecipe(d_sae=48, k=3, steps=STEPS, lr=LR, batch=BATCH, max_norm=None, held_out=0.0, revive=0.0)
+    found = survey(open_source(planted.x[:5000], (0,), recipe), recipe)[0]
+    ours, plain = (make_trainer(recipe, found, seed=5, names={}, device="cpu") for _ in range(2))
+    sae, scale = plain.sae, plain.activation_scaler.scaling_factor
+    for _, batch in zip(range(STEPS), endless(planted.x[:5000]), strict=False):
+        take_step(ours, batch)
+        x = batch * scale
+        pre = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
+        kept = torch.zeros_like(pre).scatter(-1, pre.topk(3).indices, 1.0)
+        (x - (pre * kept).relu() @ sae.W_dec - sae.b_dec).square().sum(-1).mean().backward()
+        grad, rows = sae.W_dec.grad, sae.W_dec.data
+        for i in range(48):
+            grad[i] -= (grad[i] @ rows[i]) / (rows[i] @ rows[i]) * rows[i]
+        torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
+        plain.optimizer.step()
+        plain.optimizer.zero_grad()
+        plain.lr_scheduler.step()
+        sae.W_dec.data /= sae.W_dec.data.norm(dim=1, keepdim=True)
+    for name, wanted in sae.state_dict().items():
+        torch.testing.assert_close(ours.sae.state_dict()[name], wanted, rtol=1e-3, atol=1e-4)
