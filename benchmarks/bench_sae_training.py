@@ -8,7 +8,7 @@ the others step their own trainers on batches that lie in memory. One round is 3
 ours. `limit` is the products alone that top-k cannot do without: the rows times the encoder, and over the chosen
 entries the reconstruction, the slopes at the latents and the gradients of both matrices, by the kernels that ours
 uses; no choosing, no norms, no optimiser. Before that, ours and sae-lens's trainer take three steps on the same batches
-and must agree.
+and must agree (decoder rows free to grow, as in sae-lens).
 
 Reached: share of variance unexplained on rows held out, after equally many tokens of the organism's residual stream
 (width 192, block 2; 1,024 latents, k = 16), each with the best of the learning rates tried, the same warm-up of 5 % and
