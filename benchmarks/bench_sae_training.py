@@ -12,7 +12,7 @@ and must agree (decoder rows free to grow, as in sae-lens).
 
 Reached: share of variance unexplained on rows held out, after equally many tokens of the organism's residual stream
 (width 192, block 2; 1,024 latents, k = 16), each with the best of the learning rates tried, the same warm-up of 5 % and
-fall over the last third, decoder bias begun at the mean. `fvu_over_best` is ours over the least of all, less one.
+fall over the last third, decoder bias begun as each does it. `fvu_over_best` is ours over the least of all, less one.
 
 Memory: peaks of fresh processes that train from a store and from one five times as large.
 

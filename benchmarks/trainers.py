@@ -127,7 +127,7 @@ def with_sparsify(job: Job) -> Contender:
         coder = SparseCoder(job.size.width, SparseCoderConfig(num_latents=job.size.latents, k=job.size.k))
     optimiser = torch.optim.Adam(coder.parameters(), lr=job.lr)
     schedule = job.schedule(optimiser)
-    coder.b_dec.data = job.found[0].mean.float() * job.scale
+    coder.b_dec.data = job.rows.mean(0) * job.scale
 
     def step(batch: Tensor) -> None:
         x = batch * job.scale

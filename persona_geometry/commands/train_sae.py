@@ -114,12 +114,14 @@ def _line(record: TrainingRecord) -> str:
 
 
 def _draw(out: Path) -> None:
-    """The figure of all SAEs that are done in the folder."""
+    """The figure of all SAEs that are done in the folder; the last of several processes sees them all."""
+    from filelock import FileLock
+
     from probes.io import atomic_file
     from probes.theme import CONFIG
     from saes import TrainingRecord
     from saes.figures.training import training_figure
 
-    with atomic_file(out / FIGURE) as file:
+    with FileLock(out / f".{FIGURE}.lock"), atomic_file(out / FIGURE) as file:
         training_figure(TrainingRecord.all_in(out)).write_html(file, config=CONFIG, include_plotlyjs=True)
     print(out / FIGURE)

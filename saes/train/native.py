@@ -13,7 +13,7 @@ from saes.train.survey import Survey
 def make_trainer(
     recipe: SAERecipe, found: Survey, *, seed: int, names: dict[str, str], device: torch.device | str
 ) -> Any:
-    """A `sae_lens.SAETrainer` with no data, its SAE drawn from `seed` alone, decoder bias at the (scaled) mean.
+    """A `sae_lens.SAETrainer` with no data, its SAE drawn from `seed` alone, decoder bias at the rows' (scaled) middle.
 
     The learning rate rises over the first 5 % of the steps and falls to zero over the last third; so does the price of
     a latent rise. Latents silent for 50 steps (a sixteenth of the steps if that is more) count as dead.
@@ -40,7 +40,7 @@ def make_trainer(
 
 def scale_of(found: Survey) -> float:
     """What rows are multiplied by while training: their mean norm becomes sqrt(d_model)."""
-    return math.sqrt(len(found.mean)) / found.norm
+    return math.sqrt(len(found.middle)) / found.norm
 
 
 def _initial(recipe: SAERecipe, found: Survey, seed: int, names: dict[str, str]) -> Any:
@@ -49,7 +49,7 @@ def _initial(recipe: SAERecipe, found: Survey, seed: int, names: dict[str, str])
 
     kind, config = get_sae_training_class(recipe.architecture)
     settings = config(
-        d_in=len(found.mean),
+        d_in=len(found.middle),
         d_sae=recipe.d_sae,
         decoder_init_norm=1.0,
         device="cpu",
@@ -60,7 +60,7 @@ def _initial(recipe: SAERecipe, found: Survey, seed: int, names: dict[str, str])
         torch.manual_seed(seed)
         sae: Any = kind(settings)
     with torch.no_grad():
-        sae.b_dec.copy_(found.mean * scale_of(found))
+        sae.b_dec.copy_(found.middle * scale_of(found))
     return sae
 
 

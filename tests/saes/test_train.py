@@ -36,7 +36,7 @@ def test_the_record_says_what_was_done(trained, planted):
     record = json.loads((trained.folder / "training.json").read_text())
     assert record["asked"]["recipe"]["steps"] == 400 and record["asked"]["recipe"]["lr"] == 5e-3
     assert [step["step"] for step in record["steps"]] == list(range(4, 401, 4))
-    assert record["steps"][-1]["l0"] == 3 and record["steps"][-1]["loss"] < record["steps"][0]["loss"] / 5
+    assert 2.5 < record["steps"][-1]["l0"] <= 3 and record["steps"][-1]["loss"] < record["steps"][0]["loss"] / 5
     aside = HeldOut(0.02)(torch.arange(8000))
     assert record["rows"]["kept"] == int((~aside).sum()) and record["held_out"]["n"] == int(aside.sum()) > 100
     assert record["held_out"]["fvu"]["value"] == pytest.approx(quality(trained.sae, planted.x[aside]).fvu)

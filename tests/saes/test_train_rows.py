@@ -60,7 +60,8 @@ def test_each_row_that_counts_comes_once_a_pass(tokens, store, kind, layer, skip
     found = survey(source, recipe)[layer]
     wanted, tests = plain(tokens, layer, skip_first, times or float("inf"))
     assert (found.kept, found.n) == (len(wanted), int((~HeldOut(0.1)(tokens.conversation_index)).sum()))
-    torch.testing.assert_close(found.mean, wanted.double().mean(0))
+    away = wanted.double() - found.middle
+    assert torch.nn.functional.normalize(away, dim=-1).sum(0).norm() < 1e-5 * len(wanted)
     assert found.norm == pytest.approx(wanted.double().norm(dim=-1).mean().item())
     torch.testing.assert_close(ordered(found.tests.at(layer)), ordered(tests), rtol=0, atol=0)
 
@@ -141,5 +142,5 @@ def peak_mb(forked, folder: Path, rows: int) -> float:
 def test_memory_does_not_grow_with_the_store(forked, tmp_path, monkeypatch, trained):
     monkeypatch.setattr("saes.train.source.CHUNK", 1000)
     monkeypatch.setattr("saes.train.source.BUFFER", 2000)
-    small, large = peak_mb(forked, tmp_path, 5_000), peak_mb(forked, tmp_path, 25_000)
-    assert large < small + 10, f"{small:.0f} MB for a store of 10 MB, {large:.0f} MB for one of 50 MB"
+    small, large = peak_mb(forked, tmp_path, 5_000), peak_mb(forked, tmp_path, 100_000)
+    assert large < small + 60, f"{small:.0f} MB for a store of 10 MB, {large:.0f} MB for one of 205 MB"
