@@ -9,9 +9,8 @@ from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from geometry.features.filtering.scorers import digest_of, features_key, site_of
+from geometry.features.filtering.scorers import AlongVector, features_key, site_of
 from geometry.features.sets import FeatureSet, check_fits
-from geometry.steering.vectors import PersonaVector
 from probes import gradients
 from probes.activations import Site
 from probes.conversations import Conversation
@@ -112,22 +111,12 @@ class Spill:
 
 
 @dataclass(frozen=True, eq=False)
-class Push:
+class Push(AlongVector):
     """How far a training step on the row pushes the residual stream along a persona vector: <g(x), v>, v of norm 1."""
 
-    vector: PersonaVector
-    layer: int
     name = "push"
     unit = "nats per residual length"
     high = "a training step on the row moves the model towards the persona"
-
-    def __post_init__(self) -> None:
-        self.vector.unit(self.layer)
-
-    @property
-    def key(self) -> dict[str, Any]:
-        """Vector and block."""
-        return {"layer": self.layer, "vector": digest_of(self.vector.at(self.layer))}
 
     def __call__(
         self, model: Model, rows: Sequence[Conversation], /, *, batch_size: int = 16

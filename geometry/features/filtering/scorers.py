@@ -118,14 +118,11 @@ class Nearness:
 
 
 @dataclass(frozen=True, eq=False)
-class Projection:
-    """Projection of the answer's mean activation on a persona vector at block `layer` (arXiv 2507.21509)."""
+class AlongVector:
+    """What a score along a persona vector at block `layer` hangs on. InputError for a block that the vector lacks."""
 
     vector: PersonaVector
     layer: int
-    name = "projection"
-    unit = "residual length"
-    high = "the answer lies far along the persona"
 
     def __post_init__(self) -> None:
         self.vector.unit(self.layer)
@@ -134,6 +131,15 @@ class Projection:
     def key(self) -> dict[str, Any]:
         """Vector and block."""
         return {"layer": self.layer, "vector": digest_of(self.vector.at(self.layer))}
+
+
+@dataclass(frozen=True, eq=False)
+class Projection(AlongVector):
+    """Projection of the answer's mean activation on a persona vector at block `layer` (arXiv 2507.21509)."""
+
+    name = "projection"
+    unit = "residual length"
+    high = "the answer lies far along the persona"
 
     def __call__(
         self, model: Model, rows: Sequence[Conversation], /, *, batch_size: int = 16
