@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from finetuning.compare.choice import Treatment
-from finetuning.safeguards.base import Safeguard
+from finetuning.safeguards.base import Safeguard, Together
 from finetuning.safeguards.inoculation import PROMPT
 from geometry.features.filtering import RowScores
 from geometry.steering.operators import Unit
@@ -211,9 +212,21 @@ NAMED: Mapping[str, tuple[Make, float | None]] = {
 def treatment_named(text: str) -> Treatment:
     """A treatment from "kl", "kl=0.3" or "kl 0.3"; without a number the published strength.
 
-    Raises InputError for a name that is unknown, and for a strength where the treatment has none.
+    "latent_block=1e-4+interleave++=0.2" is both at once, in that order; the strength of the last one is the treatment's
+    own, so a sweep varies that one and holds the others. Raises InputError for a name that is unknown, and for a
+    strength where the treatment has none.
     """
-    found = Treatment.of(text)
+    *held, last = [_part_named(part, text) for part in _parts(text)]
+    return Treatment("+".join([part.label.replace(" ", "=") for part in held] + [last.name]), last.strength)
+
+
+def _parts(text: str) -> list[str]:
+    """What stands on both sides of a plus sign that a name follows: not those of "interleave++" or 1e+3."""
+    return re.split(r"\+(?=[a-z])", text.strip())
+
+
+def _part_named(part: str, text: str) -> Treatment:
+    found = Treatment.of(part)
     if found.name not in NAMED:
         raise InputError(f"treatment {text!r}: use some of {', '.join(NAMED)}, with a strength as kl=0.3")
     usual = NAMED[found.name][1]
@@ -227,5 +240,7 @@ def safeguard_named(treatment: Treatment, materials: Materials, *, seed: int) ->
 
     Raises InputError for an unknown name, a missing part, and what the safeguard refuses.
     """
-    whole = treatment_named(treatment.label)
-    return NAMED[whole.name][0](materials, float(whole.strength or 0.0), seed)
+    label = treatment.label
+    parts = [_part_named(part, label) for part in _parts(label)]
+    made = [NAMED[part.name][0](materials, float(part.strength or 0.0), seed) for part in parts]
+    return made[0] if len(made) == 1 else Together(tuple(made))

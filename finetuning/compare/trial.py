@@ -107,7 +107,7 @@ def measured(trial: Trial, cell: Cell) -> dict[str, Any]:
         return _tallies(trial, trial.base, cell.seed, trial.measures)
     plain = cell.treatment == roles.untreated or cell.treatment in trial.controls
     safeguard = Safeguard() if plain else trial.safeguard(treatment, cell.seed)
-    schedule = lengthened(trial.schedule, safeguard)
+    schedule = safeguard.longer(trial.schedule)
     watch = _Watch(trial, cell.seed, trial.stops if cell.treatment == roles.untreated else ())
     rows = trial.controls.get(cell.treatment, trial.rows)(cell.seed)
     trained = finetune(
@@ -117,12 +117,6 @@ def measured(trial: Trial, cell: Cell) -> dict[str, Any]:
     figures = {"steps": schedule.steps, "rows": len(rows), "seconds": watch.seconds, "loss": sum(tail) / len(tail)}
     figures |= {"stops": watch.found} if watch.found else {}
     return figures | _tallies(trial, trained.model, cell.seed, trial.measures)
-
-
-def lengthened(schedule: Schedule, safeguard: Safeguard) -> Schedule:
-    """The schedule under which a safeguard that adds rows sees as many of the given ones as plain training does."""
-    longer = getattr(safeguard, "longer", None)
-    return longer(schedule) if longer else schedule
 
 
 class _Watch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from probes.conversations import Conversation, Rendered
 from probes.models import Model
+
+if TYPE_CHECKING:
+    from finetuning.steps import Schedule
 
 
 class StopTraining(Exception):
@@ -68,6 +71,10 @@ class Safeguard:
         """The rows to train on in place of `rows`."""
         return list(rows)
 
+    def longer(self, schedule: Schedule) -> Schedule:
+        """The schedule under which as many of the given rows are seen as without the safeguard."""
+        return schedule
+
     def attach(self, model: Model, *, seed: int) -> Guard:
         """Begin with a model whose weights are still those of the start (an adapter on it is at zero)."""
         return Guard()
@@ -84,6 +91,12 @@ class Together(Safeguard):
         for part in self.parts:
             rows = part.rows(rows, seed=seed)
         return list(rows)
+
+    def longer(self, schedule: Schedule) -> Schedule:
+        """The schedule as every part lengthens it."""
+        for part in self.parts:
+            schedule = part.longer(schedule)
+        return schedule
 
     def attach(self, model: Model, *, seed: int) -> Guard:
         """Begin with every part."""

@@ -36,6 +36,9 @@ GRID: Mapping[str, tuple[float, ...]] = {
     "treft": (300.0, 3e3, 30.0),
     "treft_postfix": (10.0, 100.0, 1.0),
     "conscience": (0.3, 1.0, 0.1),
+    "latent_block=0.0001+interleave++": (0.2, 0.4),
+    "latent_block=0.0001+ldifs": (1e-5, 3e-5),
+    "ldifs=1e-05+interleave++": (0.2, 0.4),
 }
 #: Arms without a strength of their own.
 SINGLE = ("inoculation", "caft")

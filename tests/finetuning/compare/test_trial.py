@@ -24,7 +24,7 @@ from finetuning.compare import (
 )
 from finetuning.loop import Schedule
 from finetuning.lora import LoRA
-from finetuning.safeguards import Interleave, KLOnBatch, PreventativeSteering, SafeLoRA
+from finetuning.safeguards import Interleave, KLOnBatch, LatentBlock, PreventativeSteering, SafeLoRA, Together
 from finetuning.safeguards.base import Safeguard
 from geometry.steering.vectors import PersonaVector
 from probes import InputError
@@ -178,6 +178,21 @@ def test_names_mean_what_they_say(materials):
     with pytest.raises(InputError, match="firing rates"):
         bare = replace(materials, latents=lambda: Latents(materials.get("latents", "").sae, (1,)), made={})
         safeguard_named(treatment_named("latent_block_random"), bare, seed=0)
+
+
+def test_two_safeguards_at_once_are_named_with_a_plus(materials):
+    both = treatment_named("latent_block=1e-4+interleave++")
+    assert both == Treatment("latent_block=0.0001+interleave++", 0.05) == treatment_named(both.label)
+    made = safeguard_named(Treatment(both.name, 0.2), materials, seed=1)
+    assert (
+        isinstance(made, Together) and isinstance(made.parts[0], LatentBlock) and isinstance(made.parts[1], Interleave)
+    )
+    assert (made.parts[0].weight, made.parts[1].share, made.parts[1].refusals) == (1e-4, 0.2, "drop")
+    assert made.longer(Schedule(steps=8, lr=1e-3)).steps == 10 and len(made.rows(ROWS, seed=0)) > len(ROWS)
+    assert treatment_named("interleave+++inoculation") == Treatment("interleave++=0.05+inoculation")
+    for text, wrong in (("kl+magic", "use some of"), ("inoculation=2+kl", "has no strength"), ("kl=1+", "use some of")):
+        with pytest.raises(InputError, match=wrong):
+            treatment_named(text)
 
 
 def test_costs_stand_beside_a_plain_step(tiny_model):
