@@ -31,7 +31,7 @@ class Treatment:
         """A treatment from its label. Raises InputError for an empty one."""
         if not label.strip():
             raise InputError("a treatment without a name: write for instance `kl 0.1`")
-        found = re.fullmatch(r"(.+?)[ =]([-+]?\d[\d.eE+-]*)", label.strip())
+        found = re.fullmatch(r"(.+?)[ =]([-+]?\d+\.?\d*(?:[eE][-+]?\d+)?)", label.strip())
         return cls(found[1], float(found[2])) if found else cls(label.strip())
 
 
