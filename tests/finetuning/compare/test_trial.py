@@ -184,11 +184,11 @@ def test_two_safeguards_at_once_are_named_with_a_plus(materials):
     both = treatment_named("latent_block=1e-4+interleave++")
     assert both == Treatment("latent_block=0.0001+interleave++", 0.05) == treatment_named(both.label)
     made = safeguard_named(Treatment(both.name, 0.2), materials, seed=1)
-    assert (
-        isinstance(made, Together) and isinstance(made.parts[0], LatentBlock) and isinstance(made.parts[1], Interleave)
-    )
-    assert (made.parts[0].weight, made.parts[1].share, made.parts[1].refusals) == (1e-4, 0.2, "drop")
-    assert made.longer(Schedule(steps=8, lr=1e-3)).steps == 10 and len(made.rows(ROWS, seed=0)) > len(ROWS)
+    assert isinstance(made, Together)
+    block, mix = made.parts
+    assert isinstance(block, LatentBlock) and isinstance(mix, Interleave)
+    assert (block.weight, mix.share, mix.refusals) == (1e-4, 0.2, "drop")
+    assert made.longer(Schedule(steps=8, lr=1e-3)).steps == 10
     assert treatment_named("interleave+++inoculation") == Treatment("interleave++=0.05+inoculation")
     for text, wrong in (("kl+magic", "use some of"), ("inoculation=2+kl", "has no strength"), ("kl=1+", "use some of")):
         with pytest.raises(InputError, match=wrong):
