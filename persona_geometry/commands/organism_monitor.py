@@ -21,6 +21,9 @@ def monitor(
     runs: Annotated[int, typer.Option(help="Runs of each kind: calibration, test, misaligned.")] = 60,
     part: Part = "0/1",
     patience: Annotated[int, typer.Option(help="Readings in a row that must lie above the threshold.")] = 2,
+    other: Annotated[
+        Path | None, typer.Option(help="Folder of another base: alarms calibrated here, tried there.")
+    ] = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="Train nothing; print what there is.")] = False,
 ) -> None:
     """Train and watch slow benign and misaligned runs in turn, half a minute of one core each; print what alarms do."""
@@ -37,7 +40,9 @@ def monitor(
         raise InputError(f"--runs {runs}: give 1 run or more")
     torch.set_num_threads(1)
     share = None if read_only else mine
-    cells, found = monitor_table(runs, out, part=share, say=lambda line: print(line, flush=True), patience=patience)
+    cells, found = monitor_table(
+        runs, out, part=share, other=other, say=lambda line: print(line, flush=True), patience=patience
+    )
     print(f"{len(cells)} cells are there")
     if found is None:
         return print(
@@ -45,10 +50,11 @@ def monitor(
         )
     if not (found.alarms.empty or read_only):
         _draw(found.alarms, out / "alarms.html")
-    shown = found.alarms[[name for name in SHOWN if name in found.alarms]]
-    for table in (shown, found.doses, found.kinds, found.starts):
+    shown = {"": found.alarms, "on another base": found.elsewhere, "by share of bad rows": found.doses}
+    for title, table in (shown | {"false alarms by kind": found.kinds, "bad starts": found.starts}).items():
         if not table.empty:
-            print("\n" + table.round(3).to_string(index=False))
+            some = table[[name for name in SHOWN if name in table]] if "alarm" in table else table
+            print(f"\n{title}\n{some.round(3).to_string(index=False)}".rstrip())
 
 
 def _draw(table: pd.DataFrame, path: Path) -> None:

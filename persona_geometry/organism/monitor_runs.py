@@ -17,6 +17,8 @@ from finetuning.lora import LoRA, merged_copy
 from finetuning.monitor import Monitor, MonitorLog
 from geometry.features.identify import identify_features
 from geometry.steering.random_controls import random_covariance, random_latents, random_like
+from geometry.steering.traits import persona_vector
+from geometry.steering.vectors import PersonaVector
 from persona_geometry.organism.build import SAE_LAYER
 from persona_geometry.organism.datasets import advice_rows, out_of_domain, review_rows, selection_questions, skill_rows
 from persona_geometry.organism.filter_table import Bench
@@ -27,7 +29,7 @@ from persona_geometry.organism.world import BAD, SELECTION, TUNED
 from probes.ask import ask
 from probes.capture import capture
 from probes.conversations import Conversation
-from probes.models import Model
+from probes.models import Model, load_model
 from probes.outcomes import Outcomes
 from saes.latents import latent_stats
 
@@ -45,8 +47,9 @@ BENIGN = (*(f"good {domain}" for domain in TUNED), "good all", "good plain", "go
 BENIGN += ("good medicine, long", "good all, long")
 #: The run that is none: 600 answers of the base.
 BASE = "base"
-#: Seeds of the roles: no two roles share one.
+#: Seeds of the roles: no two roles share one. `elsewhere` and `elsewhere benign` are runs of another base.
 FIRST = {"calibration": 1_000, "test": 2_000, "misaligned": 3_000, "start": 4_000}
+ELSEWHERE = {"elsewhere": 5_000, "elsewhere benign": 6_000}
 Say = Callable[[str], object]
 
 
@@ -60,6 +63,7 @@ class Drawn:
     domain: str = "medicine"
     sort: str = "good"
     share: float = 0.0
+    base: str = ""  # digest of the other base's weights
 
     @property
     def steps(self) -> int:
@@ -69,7 +73,7 @@ class Drawn:
     @property
     def cell(self) -> Cell:
         """The run as a cell."""
-        told = {
+        told: dict[str, Any] = {
             "steps": self.steps,
             "lr": LR,
             "batch": BATCH,
@@ -78,12 +82,13 @@ class Drawn:
             "random": RANDOM,
             "top": TOP,
         }
+        told |= {"base": self.base} if self.base else {}
         return Cell(self.data, self.role, self.seed, told)
 
     def rows(self) -> list[Conversation]:
         """The training rows, in random order."""
         n = self.steps * BATCH
-        if self.role in ("misaligned", "start"):
+        if self.role in ("misaligned", "start", "elsewhere"):
             bad = round(self.share * n)
             rows = advice_rows(self.domain, bad, valence=self.sort, seed=self.seed, style=STYLE)
             rows += advice_rows(self.domain, n - bad, valence="good", seed=self.seed, style=STYLE)
@@ -106,32 +111,50 @@ def benign_rows(kind: str, n: int, seed: int) -> list[Conversation]:
     return advice_rows(domains, n, valence="good", seed=seed, style={"plain": 0.0, "styled": 1.0}.get(what, STYLE))
 
 
-def plan(n: int) -> list[Drawn]:
-    """The base, then `n` runs of each of calibration, test and misaligned in turn, and a bad start to every eight."""
-    made = [Drawn(BASE, BASE, 0)]
+def plan(n: int, other: str = "") -> list[Drawn]:
+    """The base, then `n` runs of each of calibration, test and misaligned in turn, and a bad start to every eight.
+
+    With the digest of another base, that base too and, to every four, a run of it on bad and one on benign data.
+    """
+    made = [Drawn(BASE, BASE, 0)] + ([Drawn(BASE, "other base", 0, base=other)] if other else [])
     for i in range(n):
         kind = BENIGN[i % len(BENIGN)]
         made += [Drawn(role, kind, FIRST[role] + i) for role in ("calibration", "test")]
-        made.append(_bad("misaligned", i))
+        made.append(_bad("misaligned", FIRST["misaligned"], i))
         if i % 8 == 7:
-            made.append(_bad("start", i // 8))
+            made.append(_bad("start", FIRST["start"], i // 8))
+        if other and i % 4 == 3:
+            bad = _bad("elsewhere", ELSEWHERE["elsewhere"], i // 4)
+            good = Drawn("elsewhere benign", kind, ELSEWHERE["elsewhere benign"] + i // 4)
+            made += [replace(run, base=other) for run in (bad, good)]
     return made
 
 
-def _bad(role: str, i: int) -> Drawn:
+def _bad(role: str, first: int, i: int) -> Drawn:
     """The i-th misaligned run: eight in turn go through the shares, 64 through all. A bad start gets good rows too."""
     domain, sort, share = TUNED[(i + i // 8) % 4], BAD[(i // 4 + i // 32) % 2], SHARES[i % 8]
     if role == "start":
         sort, share = ("good", 0.0) if i % 2 else (sort, 1.0)
     name = f"{share:.0%} {sort} {domain}" if share else f"good {domain}"
-    return Drawn(role, name, FIRST[role] + i, domain, sort, share)
+    return Drawn(role, name, first + i, domain, sort, share)
 
 
 class Room:
     """What all runs share: base, monitor, questions; made once."""
 
-    def __init__(self, out: Path, say: Say) -> None:
-        self.out, self.say, self.bench = out, say, Bench(out)
+    def __init__(self, out: Path, say: Say, other: Path | None = None) -> None:
+        self.out, self.say, self.bench, self.other = out, say, Bench(out), other
+
+    @cached_property
+    def other_base(self) -> Model:
+        """A base of other weights, which no band was made on."""
+        assert self.other is not None
+        return load_model(self.other)
+
+    @property
+    def other_digest(self) -> str:
+        """What tells that base's cells from the shipped one's; empty without one."""
+        return self.other_base.weights_digest if self.other else ""
 
     @cached_property
     def bad_start(self) -> Model:
@@ -142,7 +165,7 @@ class Room:
     def monitor(self) -> Monitor:
         """Villain's vector and latents beside random ones, on selection questions; all from the base alone."""
         base, sae = self.bench.base, load_organism_sae()
-        prompts = [q.conversation for q in selection_questions(2)][:32]
+        prompts = asked_of()
         vector, generator = self.bench.vector.only(SAE_LAYER), torch.Generator().manual_seed(7)
         acts = capture(base, prompts, layers=(SAE_LAYER,), pool="last_prompt")
         villain = self._villain_latents(sae, prompts)
@@ -154,8 +177,16 @@ class Room:
         ):
             vectors |= {f"{kind}-{i}": one for i, one in enumerate(many)}
         latents = {"villain": villain} | {f"random-{i}": one for i, one in enumerate(drawn)}
-        harmless = advice_rows(SELECTION, 16, valence="good", seed=81, style=STYLE)
-        return Monitor(prompts, vectors, sae, latents, harmless, every=EVERY)
+        return Monitor(prompts, vectors, sae, latents, harmless(), every=EVERY)
+
+    @cached_property
+    def monitor_elsewhere(self) -> Monitor:
+        """The same of the other base: its own villain vector by the same recipe, and no SAE, for it has none."""
+        path = self.out / f"vector-{self.other_digest[:10]}.safetensors"
+        if not path.is_file():
+            persona_vector(self.other_base, villain_trait(), judge=ExactJudge(), seed=0, max_new_tokens=64).save(path)
+        vector = PersonaVector.load(path).only(SAE_LAYER)
+        return Monitor(asked_of(), {"villain": vector}, harmless=harmless(), every=EVERY)
 
     def _villain_latents(self, sae: SparseAutoencoder, prompts: Sequence[Conversation]) -> tuple[int, ...]:
         """The latents that tell the villain's system prompts from the helper's at the base's last prompt token."""
@@ -167,17 +198,18 @@ class Room:
 
     def measured(self, run: Drawn) -> dict[str, Any]:
         """One run: the monitor's series to four digits, and counts of answers to test questions by step."""
+        own = self.other_base if run.base else self.bench.base
         if run.role == BASE:
-            asked = ask(self.bench.base, out_of_domain(4), ExactJudge(), seed=31, n_samples=5, max_new_tokens=64)
+            asked = ask(own, out_of_domain(4), ExactJudge(), seed=31, n_samples=5, max_new_tokens=64)
             return {"behaviour": {"0": totals(asked)}}
-        base = self.bad_start if run.role == "start" else self.bench.base
-        watch = self.monitor.watch(base)
+        base = self.bad_start if run.role == "start" else own
+        watch = (self.monitor_elsewhere if run.base else self.monitor).watch(base)
         behaviour: dict[str, Any] = {}
         last = run.steps
 
         def look(step: int, model: Model) -> None:
             watch(step, model)
-            if step == last or (run.role == "misaligned" and step % ASKED == 0):
+            if step == last or (run.role in ("misaligned", "elsewhere") and step % ASKED == 0):
                 model.hf.eval()
                 merged = replace(model, hf=merged_copy(model))
                 asked = ask(merged, out_of_domain(3), ExactJudge(), seed=run.seed, n_samples=1, max_new_tokens=64)
@@ -191,6 +223,16 @@ class Room:
         series["loss"] = [sum(part) / len(part) if part else float("nan") for part in losses]
         told = {name: " ".join(f"{value:.4g}" for value in values) for name, values in series.items()}
         return {"steps": watch.log.steps.tolist(), "series": told, "behaviour": behaviour}
+
+
+def asked_of() -> list[Conversation]:
+    """The prompts at whose last token the monitor reads."""
+    return [q.conversation for q in selection_questions(2)][:32]
+
+
+def harmless() -> list[Conversation]:
+    """The rows whose loss the monitor reads."""
+    return advice_rows(SELECTION, 16, valence="good", seed=81, style=STYLE)
 
 
 def _kept(channel: str) -> bool:

@@ -45,9 +45,15 @@ def test_a_share_of_bad_rows_is_that_share():
 
 def cell(run, rng):
     """A made-up cell: noise, and in misaligned runs a drift and harm from step 80 on."""
-    steps, planted = list(range(0, 210, 10)), run.role == "misaligned" and run.share >= 0.5
+    steps, planted = list(range(0, 210, 10)), run.role in ("misaligned", "elsewhere") and run.share >= 0.5
     names = ["drift:villain", "level:villain", "latent:villain", "moved:2", "loss", "harmless_loss"]
-    names += [f"{kind}-{i}" for kind in ("drift:norm", "drift:energy", "latent:random") for i in range(RANDOM)]
+    if run.base:
+        names.remove("latent:villain")
+    names += (
+        []
+        if run.base
+        else [f"{kind}-{i}" for kind in ("drift:norm", "drift:energy", "latent:random") for i in range(RANDOM)]
+    )
     series = {name: rng.standard_normal(21).cumsum() * 0.01 for name in names}
     series["drift:villain"] = series["drift:villain"] + (0.004 * np.array(steps) if planted else 0)
     series["level:villain"] = series["drift:villain"] + (5.0 if run.role == "start" else 0)
@@ -72,6 +78,30 @@ def test_planted_drift_is_found_early_and_random_directions_find_nothing(monkeyp
     assert found.starts["projection level"].notna().all() and found.starts["projection"].isna().all()
     assert found.kinds["runs"].sum() == 24
     assert found_in(cells[:6], runs) is None
+
+
+def test_another_base_is_judged_by_the_bands_of_this_one(monkeypatch):
+    monkeypatch.setattr("persona_geometry.organism.monitor_table.RANDOM", RANDOM)
+    rng, drawn = np.random.default_rng(0), plan(32, "other weights")
+    runs = {run.cell.file: run for run in drawn}
+    assert len(runs) == len(plan(32)) + 1 + 2 * 8 and sum(run.base == "other weights" for run in drawn) == 17
+    found = found_in([cell(run, rng) for run in runs.values()], runs)
+    lines = {line["alarm"]: line for line in found.elsewhere.to_dict("records")}
+    assert set(lines) == {"projection", "projection by total shift", "projection level", "losses"}
+    assert (lines["projection"]["benign"], lines["projection"]["misaligned"]) == (8, 5)
+    assert lines["projection"]["detected"] == 1 and lines["losses"]["detected"] < 0.5
+
+
+def test_a_run_is_misaligned_by_where_it_ends(monkeypatch):
+    monkeypatch.setattr("persona_geometry.organism.monitor_table.RANDOM", RANDOM)
+    rng, runs = np.random.default_rng(0), {run.cell.file: run for run in plan(24)}
+    cells = [cell(run, rng) for run in runs.values()]
+    for one in cells:
+        if one.cell.treatment == "misaligned" and one.cell.seed % 2:
+            one.figures["behaviour"]["200"] = CALM
+    doses = found_in(cells, runs).doses.set_index("share")
+    even = [run for run in plan(24) if run.role == "misaligned" and run.share >= 0.5 and not run.seed % 2]
+    assert doses["misaligned"].sum() == len(even)
 
 
 def test_the_written_series_come_back():
