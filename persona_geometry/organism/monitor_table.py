@@ -110,7 +110,7 @@ def _elsewhere(
 
 
 def _channels(rule: AlarmRule) -> set[str]:
-    return {name for band in rule.bands for name in (band.channel, band.over) if name not in (None, "step")}
+    return {name for band in rule.parts for name in (band.channel, band.over) if name not in (None, "step")}
 
 
 def _each(answers: int, coherent: int, misaligned: int) -> dict[str, list[int]]:
