@@ -29,7 +29,7 @@ GRID: Mapping[str, tuple[float, ...]] = {
     "interleave": (0.05, 0.2, 0.1),
     "interleave++": (0.05, 0.2, 0.1),
     "kl": (0.1, 0.3, 1.0),
-    "kl_other": (1.0, 4.0, 0.3, 16.0),
+    "kl_other": (1.0, 4.0, 0.3, 16.0, 64.0),
     "latent_block": (3e-4, 1e-3, 1e-4),
     "safe_lora": (0.3, 1.0),
     "safe_lora_outside": (0.6, 0.8, 1.0),
@@ -39,7 +39,7 @@ GRID: Mapping[str, tuple[float, ...]] = {
     "latent_block=0.0001+interleave++": (0.2, 0.4),
     "latent_block=0.0001+ldifs": (1e-5, 3e-5),
     "latent_block=0.0001+kl_other": (4.0, 16.0),
-    "interleave++=0.2+kl_other": (4.0, 16.0),
+    "interleave++=0.2+kl_other": (4.0, 16.0, 64.0),
 }
 #: Arms without a strength of their own.
 SINGLE = ("inoculation", "caft")
