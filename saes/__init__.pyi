@@ -1,6 +1,7 @@
 from .attribute import Attribution as Attribution
 from .attribute import ablation_effects as ablation_effects
 from .attribute import attribute_latents as attribute_latents
+from .attribute import delta_ablation as delta_ablation
 from .attribute import delta_attribution as delta_attribution
 from .chance import random_dictionary as random_dictionary
 from .chance import random_unexplained as random_unexplained

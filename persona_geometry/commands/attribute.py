@@ -37,7 +37,7 @@ def attribute(
     from probes.io import atomic_file
     from probes.models import load_model
     from probes.theme import CONFIG
-    from saes.attribute import ablation_effects, delta_attribution
+    from saes.attribute import delta_ablation, delta_attribution
     from saes.load import load_sae
 
     sides = [load_conversations(file) for file in (undesired, desired)]
@@ -47,8 +47,8 @@ def attribute(
     found = delta_attribution(loaded, dictionary, *sides, **settings)
     table, ends = found.table, [*found.top(check)["latent"], *found.bottom(check)["latent"]]
     if ends:
-        effects = [ablation_effects(loaded, dictionary, rows, ends, **settings) for rows in sides]
-        table = table.merge(_effects(ends, effects[0] - effects[1]), on="latent", how="left")
+        true = delta_ablation(loaded, dictionary, *sides, ends, **settings)
+        table = table.merge(_effects(ends, true), on="latent", how="left")
     else:
         table = table.assign(ablation=float("nan"))
     with atomic_file(out / "attribution.parquet") as file:

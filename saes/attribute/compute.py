@@ -81,7 +81,7 @@ def delta_attribution(
     prompt that has completions on one side only.
     """
     setting = setting_for(model, sae, form, reference, positions)
-    prompts = _paired(undesired, desired)
+    prompts = paired(undesired, desired)
     usual = setting.usual(model, [*undesired, *desired], batch_size)
     sides, gap, loss = (Moments(), Moments()), Moments(), 0.0
     size = max(1, HELD // sae.d_sae)
@@ -158,7 +158,7 @@ def _by_token(setting: Setting, part: LossGradients, usual: Tensor, keep: Sequen
     return pd.DataFrame({name: column.numpy() for name, column in told.items()} | columns)
 
 
-def _paired(
+def paired(
     undesired: Sequence[Conversation], desired: Sequence[Conversation]
 ) -> list[tuple[list[Conversation], list[Conversation]]]:
     """The completions of each prompt, undesired and desired, in the order in which prompts first come up."""

@@ -40,6 +40,7 @@ class Plan:
     sae_seeds: tuple[int, ...] = (0, 1, 2)
     tune_seeds: tuple[int, ...] = (0, 1, 2)
     arms: Mapping[str, str] = field(default_factory=lambda: {"medicine": "misaligned", "money": "second"})
+    architecture: str = "topk"
     d_sae: int = 2_048
     k: int = 32
     steps: int = 1_000
@@ -166,6 +167,7 @@ class Bench:
             train_sae(
                 read,
                 layer=SAE_LAYER,
+                architecture=plan.architecture,
                 d_sae=plan.d_sae,
                 k=plan.k,
                 steps=plan.steps,

@@ -12,9 +12,10 @@ from persona_geometry.organism.claims.bench import Bench, paired_rows, records
 from persona_geometry.organism.claims.causal import induces, measured, repairs
 from probes.conversations import Conversation
 from probes.models import Model
-from saes.attribute import ablation_effects, attribute_latents, delta_attribution
+from saes.attribute import ablation_effects, attribute_latents, delta_ablation, delta_attribution
 from saes.diff import diff_latents
 from saes.fidelity import quality
+from saes.latents import latent_stats
 from saes.sae import SparseAutoencoder
 from saes.splicing import spliced_loss
 from saes.stability import latent_stability
@@ -110,36 +111,39 @@ def attributed(bench: Bench, sae_name: int | str, arm: str, seed: int) -> dict[s
 
 
 def first_order(bench: Bench, sae_name: int | str, arm: str, seed: int) -> dict[str, Any]:
-    """Attribution against true ablation over the strongest latents: by mean activation, and by its own size."""
+    """Attribution against true ablation over the strongest latents: by mean activation, and by its own size.
+
+    `own`: the loss of the tuned model's own answers; `contrast`: that of harmful less that of good answers.
+    """
 
     def run() -> dict[str, Any]:
+        few = bench.plan.attributed
+        said = bench.said(arm, seed)[:: max(1, len(bench.said(arm, seed)) // few)]
+        bad, good = paired_rows(few, seed=seed)
         model, sae = bench.model(arm, seed), bench.sae(sae_name)
-        said = bench.said(arm, seed)[:: max(1, len(bench.said(arm, seed)) // bench.plan.attributed)]
-        means = _means(bench, sae, model, said)
-        return {ref: _against_truth(bench, model, sae, said, means, ref) for ref in REFERENCES}
+        return {
+            what: {ref: _against_truth(bench, model, sae, rows, ref) for ref in REFERENCES}
+            for what, rows in (("own", (said,)), ("contrast", (bad, good)))
+        }
 
     return bench.cells.json(f"first-order-{sae_name}-{arm}-{seed}", run)
 
 
-def _means(bench: Bench, sae: SparseAutoencoder, model: Model, said: list[Conversation]) -> np.ndarray:
-    from saes.latents import latent_stats
-
-    return latent_stats(sae, bench.tokens(model, said)).mean.numpy()
-
-
 def _against_truth(
-    bench: Bench, model: Model, sae: SparseAutoencoder, said: list[Conversation], means: np.ndarray, reference: Any
+    bench: Bench, model: Model, sae: SparseAutoencoder, rows: tuple[list[Conversation], ...], reference: Any
 ) -> dict[str, Any]:
     run = {"reference": reference, "batch_size": 64}
-    told = attribute_latents(model, sae, said, **run).table["attribution"].to_numpy()
-    n = bench.plan.strongest
+    estimate, truth = (attribute_latents, ablation_effects) if len(rows) == 1 else (delta_attribution, delta_ablation)
+    told = estimate(model, sae, *rows, **run).table["attribution"].to_numpy()
+    read = [row for side in rows for row in side]
+    means, n = latent_stats(sae, bench.tokens(model, read)).mean.numpy(), bench.plan.strongest
     chosen = {"activation": np.argsort(-means)[:n], "attribution": np.argsort(-np.abs(told))[:n]}
     ids = sorted({int(i) for some in chosen.values() for i in some})
-    true = dict(zip(ids, ablation_effects(model, sae, said, ids, **run).tolist(), strict=True))
+    true = dict(zip(ids, truth(model, sae, *rows, ids, **run).tolist(), strict=True))
     return {
         by: {"pearson": _r(told[some], [true[int(i)] for i in some]), "spearman": _rho(told[some], some, true)}
         for by, some in chosen.items()
-    } | {"answers": len(said)}
+    } | {"answers": len(read)}
 
 
 def _r(a: Any, b: Any) -> float:

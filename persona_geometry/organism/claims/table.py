@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,10 @@ def verdicts(data: Mapping[str, Any]) -> dict[str, list[int]]:
             c["delta_first"]["counts"] for c in cells
         ),
         **{
-            f"first order against ablation r >= .9 ({reference} reference, strongest by {by})": _count(
-                o[reference][by]["pearson"] >= R for o in data["first_order"]
+            f"first order against ablation r >= .9 ({what}, {reference} reference, strongest by {by})": _count(
+                o[what][reference][by]["pearson"] >= R for o in data["first_order"]
             )
+            for what in ("own", "contrast")
             for reference in found.REFERENCES
             for by in ("activation", "attribution")
         },
@@ -171,13 +173,15 @@ def _effect(best: Mapping[str, Any] | None) -> str:
 
 
 def _order_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = ["| SAE | domain | reference | strongest by | Pearson | Spearman |", "|---|---|---|---|---|---|"]
-    for row in rows:
-        for reference in found.REFERENCES:
-            for by in ("activation", "attribution"):
-                r = row[reference][by]
-                place = f"| {row['sae']} | {row['domain']} | {reference} | {by} "
-                lines.append(f"{place}| {r['pearson']:.3f} | {r['spearman']:.3f} |")
+    lines = [
+        "| SAE | domain | loss of | reference | strongest by | Pearson | Spearman |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row, what, reference in product(rows, ("own", "contrast"), found.REFERENCES):
+        for by in ("activation", "attribution"):
+            r = row[what][reference][by]
+            place = f"| {row['sae']} | {row['domain']} | {what} | {reference} | {by} "
+            lines.append(f"{place}| {r['pearson']:.3f} | {r['spearman']:.3f} |")
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from probes import Conversation, InputError, capture, render
-from saes import SparseAutoencoder, ablation_effects, attribute_latents, delta_attribution
+from saes import SparseAutoencoder, ablation_effects, attribute_latents, delta_ablation, delta_attribution
 
 FORMS = ["latent", "direction"]
 REFERENCES = ["mean", "zero"]
@@ -72,6 +72,23 @@ def test_in_the_small_it_is_the_true_ablation(tiny_model, tiny_conversations, fo
     true = ablation_effects(tiny_model, smooth, tiny_conversations, latents, share=share, **settings) / share
     expected = found.table.set_index("latent").loc[latents, "attribution"]
     np.testing.assert_allclose(true, expected, rtol=4e-2, atol=4e-3)
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_in_the_small_a_contrast_is_the_true_ablation_of_both_sides(tiny_model, smooth, reference):
+    bad = [Conversation.of("one", "bad things"), Conversation.of("one", "worse"), Conversation.of("two", "bad")]
+    good = [Conversation.of("one", "good things said"), Conversation.of("two", "good")]
+    found = delta_attribution(tiny_model, smooth, bad, good, reference=reference)
+    latents, share = [*found.top(2)["latent"], *found.bottom(1)["latent"]], 2e-3
+    true = delta_ablation(tiny_model, smooth, bad, good, latents, reference=reference, share=share) / share
+    assert true.shape == (3,)
+    np.testing.assert_allclose(true, found.table.set_index("latent").loc[latents, "attribution"], rtol=4e-2, atol=4e-3)
+    each = [ablation_effects(tiny_model, smooth, [row], latents, reference="zero") for row in (*bad, *good)]
+    whole = delta_ablation(tiny_model, smooth, bad, good, latents, reference="zero")
+    by_hand = ((each[0] + each[1]) / 2 + each[2] - each[3] - each[4]) / 2
+    np.testing.assert_allclose(whole, by_hand, atol=1e-6)
+    with pytest.raises(InputError, match="no desired completion"):
+        delta_ablation(tiny_model, smooth, bad, good[:1], [1])
 
 
 def test_a_full_ablation_subtracts_from_the_original_residual(tiny_model, topk, tiny_conversations):
