@@ -133,7 +133,8 @@ def _against_truth(
     bench: Bench, model: Model, sae: SparseAutoencoder, rows: tuple[list[Conversation], ...], reference: Any
 ) -> dict[str, Any]:
     run = {"reference": reference, "batch_size": 64}
-    estimate, truth = (attribute_latents, ablation_effects) if len(rows) == 1 else (delta_attribution, delta_ablation)
+    estimate: Any = attribute_latents if len(rows) == 1 else delta_attribution
+    truth: Any = ablation_effects if len(rows) == 1 else delta_ablation
     told = estimate(model, sae, *rows, **run).table["attribution"].to_numpy()
     read = [row for side in rows for row in side]
     means, n = latent_stats(sae, bench.tokens(model, read)).mean.numpy(), bench.plan.strongest
