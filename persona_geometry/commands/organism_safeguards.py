@@ -37,7 +37,7 @@ def safeguards(
 
     from finetuning.compare import read_sweep
     from persona_geometry.organism.safeguard_arms import Bench
-    from persona_geometry.organism.safeguard_table import Plan, costs_of, safeguard_table
+    from persona_geometry.organism.safeguard_table import Plan, costs_of, safeguard_table, share_by_share
 
     torch.set_num_threads(1)
     plan = Plan(seeds=tuple(chosen)) if treatments is None else Plan(tuple(treatments.split(",")), tuple(chosen))
@@ -46,7 +46,11 @@ def safeguards(
         show_costs(costs_of(bench, plan), out)
     if not read_only:
         safeguard_table(plan, bench, part=share, choosing=choosing)
-    show(read_sweep(out), None if read_only else out)
+    found = read_sweep(out)
+    show(found, None if read_only else out)
+    shares = share_by_share(found.cells["test"])
+    if not shares.empty:
+        print("\ninterleaving by perplexity gap less at random\n" + shares.round(3).to_string(index=False))
 
 
 def show(found: SafeguardTable, out: Path | None) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from finetuning.compare import SafeguardTable, Sweep, Treatment, run_sweep
+from finetuning.compare import Measured, SafeguardTable, Sweep, Treatment, run_sweep
 from finetuning.compare.cost import step_costs
 from finetuning.compare.named import safeguard_named, treatment_named
+from finetuning.compare.treatments import CLUSTERS
 from finetuning.compare.trial import Trial
 from finetuning.loop import Schedule
 from finetuning.safeguards.base import Safeguard
@@ -18,6 +19,7 @@ from persona_geometry.organism.conscience_arms import Bench as Conscious
 from persona_geometry.organism.replicates import CHOICE_SEED, SEEDS
 from persona_geometry.organism.safeguard_arms import BAD, DOMAIN, GOOD, NARROW_PROMPT, Bench, asked, measures
 from probes.errors import InputError
+from probes.outcomes import Counts, Outcomes, difference, pool
 from probes.questions import check_disjoint
 
 #: Steps of the untreated run at which early stopping is measured.
@@ -52,11 +54,16 @@ CONTROLS = {
     "caft_random": None,
 }
 BENIGN = "benign"
+#: Interleaving by perplexity gap and at random, which are compared at every share.
+BY_GAP, AT_RANDOM = "interleave++", "interleave"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which treatments, over which seeds; strengths are chosen on `CHOICE_SEED`."""
+    """Which treatments, over which seeds; strengths are chosen on `CHOICE_SEED`.
+
+    Both ways to interleave are measured at every share, since the claim is about equal ones.
+    """
 
     treatments: tuple[str, ...] = (*GRID, *SINGLE, *CONTROLS)
     seeds: tuple[int, ...] = SEEDS
@@ -81,7 +88,9 @@ class Plan:
         for name, model in CONTROLS.items():
             if name in self.treatments and (model is None or model in chosen):
                 made.append(Treatment(name, None if model is None else Treatment.of(chosen[model]).strength))
-        return [*made, Treatment(BENIGN)]
+        if {BY_GAP, AT_RANDOM} <= {*chosen} & {*self.treatments}:
+            made += [Treatment(name, share) for share in GRID[BY_GAP] for name in (BY_GAP, AT_RANDOM)]
+        return [*dict.fromkeys(made), Treatment(BENIGN)]
 
 
 def trial_of(bench: Bench, split: str, schedule: Schedule = BAD.schedule) -> Trial:
@@ -118,6 +127,37 @@ def safeguard_table(
     picking, testing = (trial_of(bench, split) for split in ("selection", "test"))
     sweep = Sweep(plan.sweep, plan.chosen, plan.seeds, CHOICE_SEED)
     return run_sweep(picking, testing, sweep, out=bench.out, part=part, choosing=choosing, say=bench.say)
+
+
+def share_by_share(cells: Sequence[Measured]) -> pd.DataFrame:
+    """Interleaving by gap against at random at the same share, and over all shares that both have (`share` None).
+
+    Columns: share, seeds, the misaligned rate out of domain of each, and `less`, by gap less at random, with limits by
+    a bootstrap over questions and seeds: below 0 the gap does more.
+    """
+    by_label = {name: {m.cell.seed: m for m in cells if m.cell.treatment == name} for name in _labels(cells)}
+    pairs = []
+    for share in sorted(GRID[BY_GAP]):
+        both = [by_label.get(Treatment(name, share).label, {}) for name in (BY_GAP, AT_RANDOM)]
+        seeds = sorted(set(both[0]) & set(both[1]))
+        if seeds:
+            pairs.append((share, [[arm[seed].answers() for seed in seeds] for arm in both], len(seeds)))
+    lines = [_less(share, sides, n) for share, sides, n in pairs]
+    if len(pairs) > 1:
+        lines.append(_less(None, [[one for _, sides, _ in pairs for one in sides[i]] for i in (0, 1)], pairs[0][2]))
+    return pd.DataFrame(lines)
+
+
+def _labels(cells: Sequence[Measured]) -> list[str]:
+    return list(dict.fromkeys(one.cell.treatment for one in cells))
+
+
+def _less(share: float | None, sides: Sequence[Sequence[Outcomes]], seeds: int) -> dict[str, float | None]:
+    gap, random = (pool(list(side)) for side in sides)
+    counts = Counts(clusters=CLUSTERS)
+    less = difference(gap, random, counts=counts)
+    rates = {"by_gap": gap.rate(clusters=CLUSTERS).value, "at_random": random.rate(clusters=CLUSTERS).value}
+    return {"share": share, "seeds": seeds, **rates, "less": less.value, "less_low": less.low, "less_high": less.high}
 
 
 def costs_of(bench: Bench, plan: Plan, *, rounds: int = 5, steps: int = 6) -> pd.DataFrame:

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from finetuning.compare import read_sweep
+from finetuning.compare import Cell, Measured, read_sweep
 from persona_geometry.organism import safeguard_arms, safeguard_table
 from persona_geometry.organism.judge import subject
 from persona_geometry.organism.safeguard_table import CHOICE_SEED, CONTROLS, GRID, SINGLE, Plan
@@ -117,12 +117,27 @@ def test_the_organisms_plan_runs_claims_first_and_controls_beside():
     assert sweep[:2] == first and len(sweep) == len(GRID["kl"]) + len(GRID["ldifs"])
     whole = [one.label for one in Plan().chosen({name: f"{name} 0.5" for name in GRID})]
     assert whole[-1] == "benign" and {*SINGLE, "preventative_away 0.5", "caft_random"} <= set(whole)
-    assert len(whole) == len(GRID) + len(SINGLE) + len(CONTROLS) + 1
+    shares = {f"{name} {share:g}" for name in ("interleave", "interleave++") for share in GRID["interleave++"]}
+    assert shares <= set(whole) and len(whole) == len(GRID) + len(SINGLE) + len(CONTROLS) + 1 + len(shares)
+    assert not any("0.05" in one.label for one in Plan().chosen({"interleave": "interleave 0.2"}))
     assert Plan(("caft",)).chosen({}) and not any("away" in one.label for one in Plan().chosen({"kl": "kl 1"}))
     with pytest.raises(InputError, match="treatment 'magic'"):
         Plan(("magic",))
     with pytest.raises(InputError, match="other seeds"):
         safeguard_table.Sweep([], lambda chosen: [], (0, CHOICE_SEED), CHOICE_SEED)
+
+
+def test_interleaving_is_compared_share_by_share():
+    def cell(name: str, seed: int, bad: int) -> Measured:
+        return Measured(Cell("data", name, seed, {}), {"away": {f"q{i}": [1, 1, int(i < bad)] for i in range(40)}})
+
+    cells = [cell(f"interleave {share:g}", seed, 20) for share in (0.05, 0.2) for seed in (0, 1)]
+    cells += [cell("interleave++ 0.05", seed, 10) for seed in (0, 1)] + [cell("interleave++ 0.2", 0, 30)]
+    table = safeguard_table.share_by_share(cells)
+    assert table["share"].tolist()[:2] == [0.05, 0.2] and table["seeds"].tolist() == [2, 1, 2]
+    assert table["less"].tolist() == pytest.approx([-0.25, 0.25, -0.25 * 2 / 3 + 0.25 / 3])
+    assert table["less_high"][0] < 0 < table["less_low"][1]
+    assert safeguard_table.share_by_share(cells[:4]).empty
 
 
 def test_safe_rows_and_questions_keep_their_domains(tmp_path):
