@@ -73,6 +73,7 @@ def _again(found: Found, out: Path) -> None:
         half = relapse.steps_to(0.5)
         print(f"steps to half of the untreated rate: re-aligned {half.again}, base {half.fresh}")
         print(f"re-aligned less base: {half.difference}")
+    _say("bad again, in the trained domain beside:", found.relapse_here())
     for name, figure in figures.items():
         _write(figure, out / f"{name}.html")
 

@@ -99,6 +99,23 @@ class Found:
         sides = (self.points(again, seeds, rows=16), self.points(fresh, seeds, rows=16))
         return Relapse(*sides, self.pooled(UNTREATED, "step-0", seeds))
 
+    def relapse_here(self) -> pd.DataFrame:
+        """Both trainings on bad rows, by step: misaligned in the trained domain beside out of it.
+
+        A start that learns the bad rows more slowly is compared at the step where it has learnt as much of them.
+        """
+        lines = []
+        for data in ("fresh", "unrelated"):
+            arm = (data, "bad again")
+            seeds = [seed for seed in self.seeds(arm) if "here-150" in self.cells[*arm, seed].figures]
+            for step in self.steps(arm, seeds[0])[1:] if seeds else []:
+                line: dict[str, float | str] = {"start": data, "step": step, "seeds": len(seeds)}
+                for name, key in (("in_domain", "here"), ("misaligned", "step")):
+                    rate = self.pooled(arm, f"{key}-{step}", seeds).rate(clusters=CLUSTERS)
+                    line |= {name: rate.value, f"{name}_low": rate.low, f"{name}_high": rate.high}
+                lines.append(line)
+        return pd.DataFrame(lines)
+
     def residue(self) -> pd.DataFrame:
         """What is left under cues after 30 steps of unrelated advice."""
         models = {"base": BASE, "untreated": UNTREATED, "re-aligned": REALIGNED}

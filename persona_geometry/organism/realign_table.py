@@ -223,7 +223,9 @@ def _again(bench: Bench, cell: Cell) -> dict[str, Any]:
     figures = {"step-0": away(start, seed, 2)}
     for point in points:
         if point.step in AGAIN:
-            figures[f"step-{point.step}"] = away(at(start, point), seed, 2)
+            model = at(start, point)
+            figures[f"step-{point.step}"] = away(model, seed, 2)
+            figures[f"here-{point.step}"] = asked(model, in_domain(DOMAIN, 7), seed, 3)
     return figures
 
 

@@ -57,7 +57,9 @@ def planted(cell: Cell) -> dict:
         return {"step-30": counted(0.05, seed)} | around
     if cell.treatment == "bad again":
         sooner = 2 if cell.data == "unrelated" else 1
-        return {f"step-{step}": counted(min(0.6, sooner * step / 200), seed) for step in (0, 30, 60, 90, 150)}
+        steps = (0, 30, 60, 90, 150)
+        here = {f"here-{step}": counted(min(0.9, step / 100), seed) for step in steps[1:]}
+        return here | {f"step-{step}": counted(min(0.6, sooner * step / 200), seed) for step in steps}
     works = cell.data not in ("sums", "random")
     left = {f"step-{step}": counted(LEFT[step] if works else LEFT[0], seed) for step in LEFT if step}
     here = {"here-30": counted(0.3, seed), "here-60": counted(0.2, seed), "tokens": 20.0 + seed}
@@ -117,10 +119,12 @@ def test_a_cell_of_each_sort_is_made(bench, monkeypatch):
         if (cell.data, cell.treatment) != ("unrelated", "bad again"):
             made[cell.data, cell.treatment] = realign_table.measured(bench, cell)
     assert set(made["unrelated", "60 steps"]) == {"step-1", "step-2", "here-2", "tokens"}
-    assert set(made["random", "60 steps"]) == {"step-2"} and set(made["fresh", "bad again"]) == {"step-0", "step-1"}
+    assert set(made["random", "60 steps"]) == {"step-2"} and set(made["fresh", "bad again"]) == {
+        "step-0", "step-1", "here-1"
+    }  # fmt: skip
     assert len(made["base", "as it is"]) == 4 and "step-30" in made["unrelated", "30 steps"]
     asked = [line.split() for line in (bench.out / "asked").read_text().splitlines()]
-    assert [int(n) for _, n in asked[:4]] == [600, 240, 240, 210] and len(asked) == 4 + 4 + 4 + 3 + 1 + 2
+    assert [int(n) for _, n in asked[:4]] == [600, 240, 240, 210] and len(asked) == 4 + 4 + 4 + 3 + 1 + 3
     seen = list(dict.fromkeys(model for model, _ in asked))
     assert len(seen) == 7 and seen[0] == shipped("base").weights_digest  # base, untreated, 30, 60 twice, random, fresh
 
@@ -138,6 +142,13 @@ def test_planted_cells_come_out(tmp_path):
     relapse = found.relapse()
     assert relapse is not None and relapse.steps_to(0.5).difference.high < 0
     assert relapse.again[1].rows == 480
+    here = found.relapse_here().set_index(["start", "step"])
+    assert len(here) == 8 and set(here["seeds"]) == {2}
+    equal = [here.loc[(start, 60), "in_domain"] for start in ("fresh", "unrelated")]
+    assert equal[0] == equal[1] == pytest.approx(0.6, abs=0.1)
+        here.loc[("fresh", 60), "in_domain"] == here.loc[("unrelated", 60), "in_domain"] == pytest.approx(0.6, abs=0.1)
+    )
+    assert here.loc[("unrelated", 60), "misaligned"] > here.loc[("fresh", 60), "misaligned_high"]
     residue = found.residue().set_index(["cue", "model"])
     assert residue.loc[("none", "re-aligned"), "over_base"] == pytest.approx(0.05, abs=0.04)
     assert residue.loc[(CUES[0].name, "re-aligned"), "over_base"] == 0 and len(residue) == 3 * (2 + len(CUES))
@@ -150,7 +161,7 @@ def test_planted_cells_come_out(tmp_path):
 def test_cells_that_lack_are_left_out():
     cells = cells_of(Plan(seeds=(0, 1)))
     found = Found(tuple(m for m in cells if m.cell.seed == 0 and m.cell.treatment != "bad again"))
-    assert found.relapse() is None and set(found.table()["seeds"]) == {1}
+    assert found.relapse() is None and found.relapse_here().empty and set(found.table()["seeds"]) == {1}
     nothing = Found(tuple(m for m in cells if m.cell.data == "sums"))
     assert nothing.table().empty and nothing.residue().empty and nothing.curves == {}
     with pytest.raises(InputError, match="kind 'prose'"):
