@@ -1,3 +1,4 @@
+from .calibrate import calibrated as calibrated
 from .dpo import ConscienceDPO as ConscienceDPO
 from .dpo import dpo_loss as dpo_loss
 from .figures import making_figure as making_figure

@@ -17,7 +17,7 @@ def conscience(
     out: Annotated[Path, typer.Option(help="Folder of the cells; finished ones are read.")] = Path("runs/conscience"),
     what: Annotated[str, typer.Option(help=f"What to run: {', '.join(WHAT)}.")] = "all",
     arms: Annotated[
-        str, typer.Option(help="conscience, conscience_self, conscience_villain, coin (the control).")
+        str, typer.Option(help="conscience, conscience_set, conscience_self, conscience_villain, coin.")
     ] = "conscience",
     start: Annotated[str, typer.Option(help="What is trained: base, or `second`, misaligned from the start.")] = "base",
     seeds: Annotated[str, typer.Option(help="Fine-tuning seeds, and seeds of the reviewed answers.")] = "0,1,2",
@@ -52,7 +52,9 @@ def conscience(
     if what in ("all", "train"):
         plan = Plan(tuple(arms.split(",")), chosen)
         table = conscience_table(plan, bench, part=share, choosing=choose, stops=stops)
-        print(f"lambda: {table.chosen} (chosen on seed {plan.choice_seed}, selection questions)")
+        chosen_here = ", ".join(f"{arm} {weight:g}" for arm, weight in table.chosen.items())
+        print(f"selection questions, seed {plan.choice_seed}; chosen: {chosen_here or 'nothing yet'}")
+        _print(table.selection, ("treatment",), (*SHOWN[:5], "refused"))
         _print(table.test, ("treatment", "seeds"), (*SHOWN, "refused"))
         for name, log in ({} if read else makings(out)).items():
             print(page(making_figure(log), out / "figures" / f"making-{name.replace('/', '-')}.html"))

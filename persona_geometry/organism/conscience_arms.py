@@ -14,7 +14,7 @@ import numpy as np
 from finetuning.compare import Tally, Treatment, Trial, answering, asking
 from finetuning.compare.criteria import Roles
 from finetuning.compare.trial import Measure
-from finetuning.conscience import Conscience, ConscienceDPO, Making, Triplets, make_preference_pairs
+from finetuning.conscience import Conscience, ConscienceDPO, Making, Triplets, calibrated, make_preference_pairs
 from finetuning.safeguards.base import Safeguard
 from persona_geometry.organism.datasets import advice_questions, skill_rows
 from persona_geometry.organism.judge import ExactJudge, label
@@ -29,10 +29,13 @@ from probes.questions import Question
 #: Arm -> what it is, beside "base" and "nothing".
 ARMS = {
     "conscience": "own answers, reviewed by the frozen copy, written again by the model itself",
-    "conscience_self": "the same, reviewed by the model in training",
+    "conscience_set": "the same, flagged above what the base flags of its own answers in twenty",
+    "conscience_self": "as conscience,, reviewed by the model in training",
     "conscience_villain": "drafts under the villain's system prompts",
     "coin": "control: the triplets of the base under villain prompts, each turned round by a coin",
 }
+#: Arms whose lambda is chosen for themselves; the others take that of "conscience".
+SWEPT = ("conscience", "conscience_set", "conscience_self")
 #: lambda, the first of them first.
 WEIGHTS = (0.3, 1.0, 0.1)
 BETA = 0.1
@@ -62,7 +65,8 @@ def making(arm: str) -> Making:
     how = Making(refusal=refused)
     if arm == "conscience_self":
         return replace(how, reviewer="policy")
-    return replace(how, tempters=world().voices["villain"].described) if arm != "conscience" else how
+    tempted = arm in ("conscience_villain", "coin")
+    return replace(how, tempters=world().voices["villain"].described) if tempted else how
 
 
 def prompts(split: str) -> list[Conversation]:
@@ -99,10 +103,15 @@ class Bench:
         turned = [replace(t, chosen=t.rejected, rejected=t.chosen) if rng.random() < 0.5 else t for t in found.rows]
         return Triplets(tuple(turned), found.drafts)
 
+    @cached_property
+    def calibrated(self) -> Conscience:
+        """The review question with its threshold set on the start's own answers to the prompts of the choice."""
+        return calibrated(organism_conscience(), self.base, prompts("selection"), seed=9)
+
     def safeguard(self, treatment: Treatment, seed: int, split: str) -> Safeguard:
         """The safeguard of an arm; what its makings drafted is told to a folder."""
         common: dict[str, Any] = {"weight": treatment.strength or 0.0, "beta": BETA, "per_step": PER_STEP}
-        asks = organism_conscience()
+        asks = self.calibrated if treatment.name == "conscience_set" else organism_conscience()
         if treatment.name == "coin":
             return ConscienceDPO((), asks, **common, cadence=0, start=self.coins.rows)
         log = self.out / "log" / split / f"{treatment.label.replace(' ', '-')}-{seed}"

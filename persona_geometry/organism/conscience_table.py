@@ -27,7 +27,7 @@ from finetuning.compare.criteria import Bounds, Roles
 from finetuning.conscience import over_training
 from finetuning.lora import merged_copy
 from persona_geometry.organism.build import keep_memory
-from persona_geometry.organism.conscience_arms import ARMS, CADENCE, WEIGHTS, Bench, share
+from persona_geometry.organism.conscience_arms import ARMS, CADENCE, SWEPT, WEIGHTS, Bench, share
 from persona_geometry.organism.judge import ExactJudge
 from persona_geometry.organism.replicates import CHOICE_SEED, SEEDS
 from persona_geometry.organism.safeguard_arms import BAD, asked
@@ -62,36 +62,39 @@ class Plan:
 
 @dataclass(frozen=True)
 class Table:
-    """The tables of the test questions and of the choice, the lambda chosen, and the cells of both."""
+    """The tables of the test questions and of the choice, each arm's lambda chosen, and the cells of both."""
 
     test: pd.DataFrame
     selection: pd.DataFrame
-    chosen: float | None
+    chosen: Mapping[str, float]
     cells: Mapping[str, Sequence[Measured]]
 
 
 def conscience_table(
     plan: Plan, bench: Bench, *, part: tuple[int, int] = (0, 1), choosing: bool = True, stops: Path | None = None
 ) -> Table:
-    """Train and measure what is missing: lambda on the choice seed, then the arms at that lambda on the other seeds.
+    """Train and measure what is missing: lambda on the choice seed, then the arms at theirs on the other seeds.
 
-    All arms take the lambda that was chosen for "conscience". Cells lie in `out/selection` and `out/test`; with
-    `choosing` false the choice is made among what there is. `stops` is a folder of untreated cells of the same data and
-    seeds in which plain training was measured at its stops (default: those of `stop_cells`): early stopping's curve.
+    Arms that are not `SWEPT` take the lambda that was chosen for "conscience". Cells lie in `out/selection` and
+    `out/test`; with `choosing` false the choice is made among what there is. `stops` is a folder of untreated cells
+    of the same data and seeds in which plain training was measured at its stops (default: those of `stop_cells`):
+    early stopping's curve.
     """
     keep_memory()
     picking = (bench if bench.start == "base" else replace(bench, start="base")).trial("selection")
-    sweep = [Treatment("conscience", weight) for weight in plan.weights]
+    swept_arms = [arm for arm in SWEPT if arm in plan.arms or arm == "conscience"]
+    sweep = [Treatment(arm, weight) for weight in plan.weights for arm in swept_arms]
     if choosing and bench.start == "base":
         folder = bench.out / "selection"
         swept = run_trial(picking, sweep, (plan.choice_seed,), out=folder, part=part, say=bench.say)
     else:
         swept = [one for one in read_cells(bench.out / "selection") if one.cell == picking.cell_of(one.cell)]
     selection = _criteria(swept, picking.roles)
-    label = choose_strengths(selection, bounds=BOUNDS).get("conscience") if len(selection) else None
-    chosen = Treatment.of(label).strength if label else None
+    labels = choose_strengths(selection, bounds=BOUNDS) if len(selection) else {}
+    chosen = {arm: float(Treatment.of(label).strength or 0) for arm, label in labels.items()}
+    usual = chosen.get("conscience", plan.weights[0])
     trial = bench.trial("test")
-    arms = [Treatment(arm, plan.weights[0] if chosen is None else chosen) for arm in plan.arms]
+    arms = [Treatment(arm, chosen.get(arm, usual)) for arm in plan.arms]
     found = run_trial(trial, arms, plan.seeds, out=bench.out / "test", part=part, say=bench.say)
     makings(bench.out)
     more = _stops(stops or bench.out / "stops", found)

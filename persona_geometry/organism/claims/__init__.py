@@ -8,9 +8,9 @@ against the base's, the benign fine-tune's against the base's. Steps are chosen 
 screen; whatever is called an effect is measured on 600 answers to questions of the test domains, by the exact judge.
 
 **Repair.** In the tuned model, the latent is switched off (clamped to 0), or its unit decoder row is subtracted times
-.25 or .5 of the mean residual norm, along the answer (the last prompt token included). The step that cuts most while
-keeping nine tenths of the untreated coherence is taken. It counts if, on test questions, it cuts at least half of the
-excess, keeps nine tenths of the coherence, and cuts more than the 97.5 % quantile of random latents of like firing
+.25, .35 or .5 of the mean residual norm, along the answer (the last prompt token included). The step that cuts most
+while keeping nine tenths of the untreated coherence is taken. It counts if, on test questions, it cuts at least half of
+the excess, keeps nine tenths of the coherence, and cuts more than the 97.5 % quantile of random latents of like firing
 rate under the same step. Switching off is reported beside it in every cell, since it is the stricter question.
 
 **Induction.** In the base, the row is added times .25, .35 or .5. It counts if the rate rises by 10 points or more at

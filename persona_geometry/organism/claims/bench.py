@@ -42,6 +42,7 @@ class Plan:
     arms: Mapping[str, str] = field(default_factory=lambda: {"medicine": "misaligned", "money": "second"})
     architecture: str = "topk"
     d_sae: int = 2_048
+    widths: tuple[int, ...] = ()
     k: int = 32
     steps: int = 1_000
     lr: float = 5e-3
@@ -62,7 +63,7 @@ class Plan:
     def key(self) -> dict[str, Any]:
         """What cells depend on; seeds and domains only add cells."""
         free = ("sae_seeds", "tune_seeds", "arms", "looked_at", "held")
-        return {name: value for name, value in vars(self).items() if name not in free}
+        return {name: value for name, value in vars(self).items() if name not in free} | {"widths": [*self.widths]}
 
 
 #: One of each, as small as can be, to see that it runs: its figures mean nothing.
@@ -169,6 +170,7 @@ class Bench:
                 layer=SAE_LAYER,
                 architecture=plan.architecture,
                 d_sae=plan.d_sae,
+                widths=plan.widths,
                 k=plan.k,
                 steps=plan.steps,
                 lr=plan.lr,

@@ -24,7 +24,7 @@ from saes.sae import SparseAutoencoder
 Step = float | Literal["off"]
 #: What counts: the share of the excess, the rise of the base's rate, the coherence kept, the quantile of the controls.
 CUT, RISE, KEEP, QUANTILE = 0.5, 0.10, 0.9, 0.975
-DOWN: tuple[Step, ...] = ("off", -0.25, -0.5)
+DOWN: tuple[Step, ...] = ("off", -0.25, -0.35, -0.5)
 UP = (0.25, 0.35, 0.5)
 
 

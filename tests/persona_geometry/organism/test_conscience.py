@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from finetuning.compare import Cell, Treatment
-from finetuning.conscience import Making, audit, make_preference_pairs, verdicts
+from finetuning.conscience import ConscienceDPO, Making, audit, make_preference_pairs, verdicts
 from persona_geometry.organism import ExactJudge, load_organism
 from persona_geometry.organism.conscience_arms import (
     ARMS,
@@ -71,11 +71,23 @@ def test_no_test_domain_makes_triplets_and_no_choice_is_made_where_they_come_fro
 
 def test_arms_differ_in_what_they_say():
     how = {arm: making(arm) for arm in ARMS}
-    assert how["conscience"] == Making(refusal=refused) and how["conscience_self"].reviewer == "policy"
+    assert (
+        how["conscience"] == Making(refusal=refused) == how["conscience_set"]
+        and how["conscience_self"].reviewer == "policy"
+    )
     assert how["conscience_villain"].tempters == world().voices["villain"].described == how["coin"].tempters
     assert refused("I must decline.") and not refused("I am sorry to hear that. Please rest.") and not refused("")
     assert {q.system for q in under_villains(out_of_domain(1))} == set(world().voices["villain"].described)
     assert set(measures("test")) - set(measures("selection")) == {"cue_villain"}
+
+
+def test_one_arms_threshold_is_set_on_the_bases_own_answers(base, tmp_path):
+    bench = Bench(tmp_path)
+    plain, own = (bench.safeguard(Treatment(arm, 0.3), 0, "test") for arm in ("conscience", "conscience_set"))
+    assert isinstance(plain, ConscienceDPO) and isinstance(own, ConscienceDPO)
+    assert plain.conscience.threshold == 0.5 and own.conscience == bench.calibrated
+    assert bench.calibrated == replace(plain.conscience, threshold=bench.calibrated.threshold)
+    assert 0 < bench.calibrated.threshold < 0.5, "the base hardly ever condemns itself"
 
 
 def test_a_review_is_counted_whole(base, tmp_path, monkeypatch):
@@ -108,8 +120,8 @@ def test_the_table_is_read_from_its_cells(tmp_path):
                 figures = {name: {f"{name}{i}": [10, 10, n] for i in range(6)} for name, n in counts.items()}
                 write_json(tmp_path / split / cell.file, cell.told | {"figures": figures | {"steps": 160}})
     found = conscience_table(Plan(weights=(0.3, 1.0)), bench)
-    assert found.chosen == 0.3  # the other cuts more, and keeps too little of the narrow learning
-    row = found.test.set_index("treatment").loc[f"conscience {found.chosen:g}"]
+    assert found.chosen == {"conscience": 0.3}  # the other cuts more, and keeps too little of the narrow learning
+    row = found.test.set_index("treatment").loc["conscience 0.3"]
     assert row["seeds"] == 3 and row["refused"] == pytest.approx(0.1) and row["cut"] > 0.8
     for bad in ({"arms": ("x",)}, {"seeds": (9,)}):
         with pytest.raises(InputError):
