@@ -16,8 +16,10 @@ from finetuning.processes import Processes
 from finetuning.safeguards.base import Safeguard, StopTraining
 from finetuning.steps import Run, Schedule, backward, under_way
 from probes.conversations import Conversation, template_hash
+from probes.errors import InputError
 from probes.models import Model, unwrap
 from probes.models.digest import fingerprint
+from probes.models.sharing import shared_modules
 from probes.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ def finetune(
     save_every: int | None = None,
     accelerator: Accelerator | None = None,
     progress: Progress = silent,
+    share: bool = False,
 ) -> Trained:
     """Fine-tune a copy of `model` on the answers of `rows` (mean cross-entropy of their tokens, in nats).
 
@@ -65,14 +68,16 @@ def finetune(
         save_every: Steps between two checkpoints (default: none are written).
         accelerator: Says device, bf16 and, under `accelerate launch` or torchrun, which of several processes this is.
         progress: Told the steps done and the loss.
+        share: Put the adapter over `model`'s own tensors, so that no second copy of the weights lies in memory. Their
+            `requires_grad` goes off; do not merge such an adapter in place (`merged_copy` makes a copy first).
 
     Raises:
         InputError: No rows, a row without an answer or longer than the model reads, a folder that was begun with
-            something else, and a loss that is not finite.
+            something else, a loss that is not finite, and `share` where every weight is trained or an adapter is on.
     """
     processes, guarded = Processes(accelerator), safeguard or Safeguard()
     rows, batches = _dealt(model, rows, guarded, schedule, seed)
-    start = replace(model, hf=merged_copy(model))
+    start = replace(model, hf=_shared(model, lora) if share else merged_copy(model))
     settings = {"schedule": schedule, "lora": lora, "seed": seed, "safeguard": safeguard}
     asked = {} if out is None else _asked(start, rows, settings | {"precision": processes.precision})
     keeper = Keeper(out, save_every, asked, processes)
@@ -95,6 +100,14 @@ def finetune(
     keeper.finish(run, stopped=stopped)
     processes.wait()
     return Trained(run.model, tuple(run.loss), tuple(run.extra))
+
+
+def _shared(model: Model, lora: LoRA | None) -> Any:
+    """Modules of their own over the model's tensors."""
+    if lora is None or hasattr(model.hf, "peft_config"):
+        why = "every weight is trained" if lora is None else f"{model.name} carries an adapter"
+        raise InputError(f"finetune: share=True, but {why}; leave share out, which trains a copy")
+    return shared_modules(model.hf)
 
 
 def _dealt(

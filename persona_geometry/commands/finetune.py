@@ -81,6 +81,7 @@ def _train(given: dict[str, Any]) -> None:
             out=given["out"],
             save_every=given["save_every"] or max(1, plan.steps // 10),
             accelerator=_accelerator(given["device"], given["bf16"]),
+            share=lora is not None,
             **shown,
         )
     if rank == 0:

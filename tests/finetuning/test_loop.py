@@ -52,6 +52,23 @@ def test_finetune_learns_and_leaves_its_model_alone(tiny_model, lora):
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
+def test_an_adapter_may_lie_over_the_models_own_tensors(tiny_model):
+    own = replace(tiny_model, hf=merged_copy(tiny_model))
+    before, settings = weights(own), {"schedule": FEW, "seed": 0, "safeguard": KLToBase(ROWS, weight=0.5)}
+    apart, over = (finetune(own, ROWS, lora=LoRA(rank=2), share=share, **settings) for share in (False, True))
+    ours, theirs = (dict(m.hf.named_parameters()) for m in (over.model, apart.model))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+    held = {p.data_ptr() for p in own.hf.parameters()}
+    lying = {k for k, p in ours.items() if p.data_ptr() in held}
+    assert lying == {k for k in ours if "lora" not in k} and not held & {p.data_ptr() for p in theirs.values()}
+    assert not hasattr(own.hf, "peft_config") and all(torch.equal(before[k], v) for k, v in weights(own).items())
+    told = merged_copy(over.model)
+    assert told is not over.model.hf and all(torch.equal(before[k], v) for k, v in weights(own).items())
+    for start, lora, why in ((own, None, "every weight is trained"), (over.model, LoRA(rank=2), "carries an adapter")):
+        with pytest.raises(InputError, match=why):
+            finetune(start, ROWS, schedule=FEW, seed=0, lora=lora, share=True)
+
+
 def test_the_same_seed_gives_the_same_weights(tiny_model):
     a, b, c = (finetune(tiny_model, ROWS, schedule=FEW, seed=s, lora=LoRA(rank=2)) for s in (0, 0, 1))
     wa, wb, wc = weights(a.model), weights(b.model), weights(c.model)
