@@ -80,16 +80,19 @@ def random_latents(
     like: int | Sequence[int],
     n: int,
     generator: torch.Generator,
+    *,
+    without: Sequence[int] = (),
 ) -> list[tuple[int, ...]]:
     """`n` sets of random latents that fire about as often as the latents `like`, one for each of these.
 
-    Each is drawn from the `max(20, 2 n)` latents whose firing rate is nearest on a log scale; `like` itself is
-    excluded.
+    Each is drawn from the `max(20, 2 n)` latents whose firing rate is nearest on a log scale; `like` itself and the
+    latents `without` are excluded. Where a persona is split over several latents these fire alike: leave out all that
+    rose with it, or they are drawn as one another's controls.
     """
     wanted = (like,) if isinstance(like, int) else tuple(like)
-    sae.check_latents(wanted)
+    sae.check_latents((*wanted, *without))
     free = torch.ones(sae.d_sae, dtype=torch.bool)
-    free[list(wanted)] = False
+    free[[*wanted, *without]] = False
     near = max(20, 2 * _counted(n))
     if int(free.sum()) < len(wanted):
         raise InputError(f"{len(wanted)} of {sae.d_sae} latents leave too few for a random set: give fewer")

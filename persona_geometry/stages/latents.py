@@ -31,6 +31,8 @@ from saes.splicing import spliced_loss
 #: How many of the leading latents are clamped together, at most, and to which multiples of their tuned mean.
 TOGETHER, CLAMPS = 6, (-0.5, -1.0, -1.5)
 KEEP = 0.95
+#: The latents that rose most are no controls.
+RISEN = 10
 #: Questions whose answers are attributed to latents.
 ATTRIBUTED = 40
 #: Answers read with the SAE's reconstruction in the place of the activations.
@@ -158,14 +160,16 @@ def clamped_cell(inputs: Inputs, cells: Cells, table: pd.DataFrame, choice: dict
     )
 
 
-def random_clamps(inputs: Inputs, cells: Cells, found: Material, choice: dict[str, Any]) -> Outcomes:
-    """Random latents of like firing rate clamped in the same way, out of domain."""
-    sae = needed(inputs)
+def random_clamps(
+    inputs: Inputs, cells: Cells, found: Material, table: pd.DataFrame, choice: dict[str, Any]
+) -> Outcomes:
+    """Random latents of like firing rate, none of those that rose most, clamped in the same way, out of domain."""
+    sae, risen = needed(inputs), [int(i) for i in table["latent"].head(RISEN)]
 
     def run() -> Outcomes:
         stats = latent_stats(sae, tokens(inputs, "tuned", found.tuned), where="response")
         generator = torch.Generator().manual_seed(inputs.seed * 7_919 + 3)
-        sets = random_latents(sae, stats, choice["latents"], inputs.sizes.controls, generator)
+        sets = random_latents(sae, stats, choice["latents"], inputs.sizes.controls, generator, without=risen)
         active = stats.mean_active
         arms = [
             ClampLatent(

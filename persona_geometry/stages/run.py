@@ -119,7 +119,7 @@ def _latents(run: Run, found: steering.Material) -> None:
         if clamp:
             run.parts["clamped"] = clamp
             run.answers["tuned_latents"] = latents.clamped_cell(inputs, cells, table, clamp)
-            run.answers["tuned_random_latents"] = latents.random_clamps(inputs, cells, found, clamp)
+            run.answers["tuned_random_latents"] = latents.random_clamps(inputs, cells, found, table, clamp)
             run.parts["clamped"] = clamp | {"random": random_spread(run.answers["tuned_random_latents"])}
     run.tables["latents"] = table
     shown = [*table["latent"].head(inputs.sizes.screened).tolist(), *table["latent"].tail(2).tolist()]

@@ -101,8 +101,7 @@ def measured(
         treated = _asked(bench, model, [operator(sae, latent, step, norm)], seed)[0]
         stats = latent_stats(sae, bench.tokens(model, bench.said(arm, seed)), where="response")
         generator = torch.Generator().manual_seed(seed * 7_919 + latent)
-        like = [latent, *(other for other in risen if other != latent)]
-        others = [s[0] for s in random_latents(sae, stats, like, bench.plan.controls, generator)]
+        others = [s[0] for s in random_latents(sae, stats, latent, bench.plan.controls, generator, without=risen)]
         few = spread_out(bench.questions, bench.plan.control_questions)
         distinct = sorted(set(others))
         controls = _asked(bench, model, [operator(sae, o, step, norm) for o in distinct], seed, few)

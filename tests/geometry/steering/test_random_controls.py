@@ -167,6 +167,8 @@ def test_random_latents_fire_alike(sae) -> None:
         gaps = [abs(float((frequency[one[place]] / frequency[latent]).log10())) for one in draws]
         assert max(gaps) < 1.4
     assert draws == random_latents(sae, stats, (40, 10), 15, rng())
+    kept = [i for one in random_latents(sae, stats, (40, 10), 30, rng(), without=tuple(range(36, 45))) for i in one]
+    assert not set(kept) & {10, *range(36, 45)} and set(range(36, 45)) & {i for one in draws for i in one}
     clamps = random_latent_controls(ClampLatent(sae, 40, to=-1.0), stats, 3, rng())
     assert all(one.to == -1.0 and one.indices != (40,) for one in clamps)
     adds = random_latent_controls(AddLatent(sae, (40, 10), strength=0.5, norm=2.0), stats, 3, rng())
