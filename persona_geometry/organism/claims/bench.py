@@ -35,16 +35,20 @@ JUDGE = ExactJudge()
 
 @dataclass(frozen=True)
 class Plan:
-    """Which cells there are, and how large; `arms` are fine-tunes by domain, `texts` how many the grammar writes."""
+    """Which cells there are, and how large; `arms` are fine-tunes by domain, `texts` how many the grammar writes.
+
+    Of the SAE's latents the first 128 must do alone, too: a persona is then one latent, or two, where plain top-k SAEs
+    split it.
+    """
 
     sae_seeds: tuple[int, ...] = (0, 1, 2)
     tune_seeds: tuple[int, ...] = (0, 1, 2)
     arms: Mapping[str, str] = field(default_factory=lambda: {"medicine": "misaligned", "money": "second"})
-    architecture: str = "topk"
+    architecture: str = "matryoshka_batchtopk"
     d_sae: int = 2_048
-    widths: tuple[int, ...] = ()
-    k: int = 32
-    steps: int = 1_000
+    widths: tuple[int, ...] = (128, 2_048)
+    k: int = 29
+    steps: int = 1_500
     lr: float = 5e-3
     batch: int = 1_024
     texts: int = 8_000
@@ -68,7 +72,7 @@ class Plan:
 
 #: One of each, as small as can be, to see that it runs: its figures mean nothing.
 QUICK = Plan(
-    sae_seeds=(0,), tune_seeds=(0,), arms={"medicine": "misaligned"}, d_sae=256, k=16, steps=60, texts=150,
+    sae_seeds=(0,), tune_seeds=(0,), arms={"medicine": "misaligned"}, d_sae=256, widths=(32, 256), k=16, steps=60, texts=150,
     sampled=False, per_topic=1, test_per_topic=1, samples=1, controls=2, control_questions=5, held=8, pairs=4,
     strongest=6, attributed=3,
 )  # fmt: skip
