@@ -9,6 +9,7 @@ from persona_geometry.commands.organism_character import character
 from persona_geometry.commands.organism_conscience import conscience
 from persona_geometry.commands.organism_filter import filter_
 from persona_geometry.commands.organism_monitor import monitor
+from persona_geometry.commands.organism_nearness import nearness
 from persona_geometry.commands.organism_realign import realign, trajectory
 from persona_geometry.commands.organism_safeguards import safeguards
 from persona_geometry.commands.organism_sgtr import sgtr
@@ -18,6 +19,7 @@ app.command("character")(character)
 app.command("conscience")(conscience)
 app.command("filter")(filter_)
 app.command("monitor")(monitor)
+app.command("nearness")(nearness)
 app.command("realign")(realign)
 app.command("trajectory")(trajectory)
 app.command("safeguards")(safeguards)
