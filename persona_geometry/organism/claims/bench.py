@@ -73,8 +73,8 @@ class Plan:
 #: One of each, as small as can be, to see that it runs: its figures mean nothing.
 QUICK = Plan(
     sae_seeds=(0,), tune_seeds=(0,), arms={"medicine": "misaligned"}, d_sae=256, widths=(32, 256), k=16, steps=60,
-    texts=150, sampled=False, per_topic=1, test_per_topic=1, samples=1, controls=2, control_questions=5, held=8, pairs=4,
-    strongest=6, attributed=3,
+    texts=150, sampled=False, per_topic=1, test_per_topic=1, samples=1, controls=2, control_questions=5, held=8,
+    pairs=4, strongest=6, attributed=3,
 )  # fmt: skip
 
 
