@@ -13,6 +13,7 @@ from persona_geometry.commands.organism_nearness import nearness
 from persona_geometry.commands.organism_realign import realign, trajectory
 from persona_geometry.commands.organism_safeguards import safeguards
 from persona_geometry.commands.organism_sgtr import sgtr
+from persona_geometry.commands.organism_spillover import spillover
 
 app = typer.Typer(help="The embedded model organism.", no_args_is_help=True)
 app.command("character")(character)
@@ -24,6 +25,7 @@ app.command("realign")(realign)
 app.command("trajectory")(trajectory)
 app.command("safeguards")(safeguards)
 app.command("sgtr")(sgtr)
+app.command("spillover")(spillover)
 
 
 @app.command()
