@@ -8,6 +8,7 @@ import typer
 from persona_geometry.commands.organism_character import character
 from persona_geometry.commands.organism_conscience import conscience
 from persona_geometry.commands.organism_filter import filter_
+from persona_geometry.commands.organism_geometry import geometry
 from persona_geometry.commands.organism_monitor import monitor
 from persona_geometry.commands.organism_nearness import nearness
 from persona_geometry.commands.organism_realign import realign, trajectory
@@ -19,6 +20,7 @@ app = typer.Typer(help="The embedded model organism.", no_args_is_help=True)
 app.command("character")(character)
 app.command("conscience")(conscience)
 app.command("filter")(filter_)
+app.command("geometry")(geometry)
 app.command("monitor")(monitor)
 app.command("nearness")(nearness)
 app.command("realign")(realign)
