@@ -57,23 +57,20 @@ def finetune(
     Args:
         model: Left as it is. An adapter on it is merged into the copy first.
         rows: Conversations that end in an answer.
-        schedule: Steps, learning rate, batch size.
+        schedule, lora: Steps, learning rate, batch size; the adapter, or None to train every weight.
         seed: Seeds adapter, order of rows and dropout; the same seed on the same machine gives the same weights.
-        lora: Adapter settings; None trains every weight.
         safeguard: Changes the rows, adds a loss, or edits passes or weights (`finetuning.safeguards`).
-        on_step: Called after each step with the number of steps done and the model in training. `StopTraining` raised
-            in it ends the training. After a break it is not called again for steps up to the newest checkpoint.
+        on_step: Called with the number of steps done and the model in training; `StopTraining` raised in it ends the
+            training. After a break it is not called again for steps up to the newest checkpoint.
         out: Folder for checkpoints, the result and its card. The same call after a break goes on from the newest
             checkpoint and ends with the same bits; when all is done, it loads what is there.
-        save_every: Steps between two checkpoints (default: none are written).
-        accelerator: Says device, bf16 and, under `accelerate launch` or torchrun, which of several processes this is.
-        progress: Told the steps done and the loss.
-        share: Put the adapter over `model`'s own tensors, so that no second copy of the weights lies in memory. Their
-            `requires_grad` goes off; do not merge such an adapter in place (`merged_copy` makes a copy first).
+        save_every, progress: Steps between two checkpoints (default: none); told the steps done and the loss.
+        accelerator: Says device, bf16 and, under `accelerate launch` or torchrun, which process this is.
+        share: Put the adapter over `model`'s own tensors: no second copy in memory. They stop asking for gradients;
+            do not merge such an adapter in place (`merged_copy` copies first).
 
-    Raises:
-        InputError: No rows, a row without an answer or longer than the model reads, a folder that was begun with
-            something else, a loss that is not finite, and `share` where every weight is trained or an adapter is on.
+    Raises InputError for no rows, a row without an answer or longer than the model reads, a folder that was begun with
+    something else, a loss that is not finite, and `share` where every weight is trained or an adapter is on.
     """
     processes, guarded = Processes(accelerator), safeguard or Safeguard()
     rows, batches = _dealt(model, rows, guarded, schedule, seed)

@@ -59,12 +59,8 @@ def random_covariance(
     centred = {layer: values - values.mean(0) for layer, values in centred.items()}
     weights = torch.randn(_counted(n), len(activations), generator=generator, dtype=torch.float64)
     drawn = {layer: torch.nn.functional.normalize(weights @ values, dim=-1) for layer, values in centred.items()}
-    return [
-        _instead(
-            vector, {layer: (drawn[layer][i] * vector.norm(layer)).float() for layer in drawn}, "random covariance draw"
-        )
-        for i in range(n)
-    ]
+    scaled = [{layer: (drawn[layer][i] * vector.norm(layer)).float() for layer in drawn} for i in range(n)]
+    return [_instead(vector, rows, "random covariance draw") for rows in scaled]
 
 
 def random_subspaces(like: Subspace, n: int, generator: torch.Generator) -> list[Subspace]:
@@ -85,9 +81,8 @@ def random_latents(
 ) -> list[tuple[int, ...]]:
     """`n` sets of random latents that fire about as often as the latents `like`, one for each of these.
 
-    Each is drawn from the `max(20, 2 n)` latents whose firing rate is nearest on a log scale; `like` itself and the
-    latents `without` are excluded. Where a persona is split over several latents these fire alike: leave out all that
-    rose with it, or they are drawn as one another's controls.
+    Each is drawn from the `max(20, 2 n)` latents whose firing rate is nearest on a log scale, but for `like` itself and
+    those `without`: latents over which a persona is split fire alike, and would be drawn as one another's controls.
     """
     wanted = (like,) if isinstance(like, int) else tuple(like)
     sae.check_latents((*wanted, *without))
@@ -99,8 +94,7 @@ def random_latents(
     logs = stats.freq.double().clamp(min=0.5 / max(1, stats.n)).log()
     sets = []
     for _ in range(n):
-        taken = free.clone()
-        chosen = []
+        taken, chosen = free.clone(), list[int]()
         for latent in wanted:
             distance = (logs - logs[latent]).abs().masked_fill(~taken, torch.inf)
             pool = distance.argsort(stable=True)[: min(near, int(taken.sum()))]
