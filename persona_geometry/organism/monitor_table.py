@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from finetuning.compare import Measured, run_cells
+from finetuning.compare import Measured, read_cells, run_cells
 from finetuning.monitor import AlarmRule, MonitorLog, NullBand, WatchedRun, evaluate_alarm, onset
 from persona_geometry.organism.build import SAE_LAYER, keep_memory
 from persona_geometry.organism.monitor_runs import BASE, ELSEWHERE, FIRST, RANDOM, Drawn, Room, Say, log_of, plan
@@ -51,7 +51,8 @@ def monitor_table(
     """
     keep_memory()
     room = Room(out, say, other)
-    runs = {run.cell.file: run for run in plan(n, room.other_digest)}
+    digest = room.other_digest or (_held(out / "cells") if part is None else "")
+    runs = {run.cell.file: run for run in plan(n, digest)}
     cells = run_cells(
         [run.cell for run in runs.values()],
         lambda cell: room.measured(runs[cell.file]),
@@ -60,6 +61,11 @@ def monitor_table(
         say=say,
     )
     return cells, found_in(cells, runs, patience=patience)
+
+
+def _held(folder: Path) -> str:
+    """The digest of the other base whose runs lie in a folder; empty without any."""
+    return next((str(cell.cell.inputs["base"]) for cell in read_cells(folder) if "base" in cell.cell.inputs), "")
 
 
 def found_in(cells: Sequence[Measured], runs: Mapping[str, Drawn], *, patience: int = 2) -> Found | None:

@@ -8,7 +8,8 @@ import pytest
 from finetuning.compare import Measured
 from persona_geometry.organism.judge import ExactJudge
 from persona_geometry.organism.monitor_runs import BASE, BENIGN, Drawn, benign_rows, log_of, plan
-from persona_geometry.organism.monitor_table import found_in
+from persona_geometry.organism.monitor_table import found_in, monitor_table
+from probes.io import write_json
 from probes.questions import Question
 
 RANDOM = 3  # of the random directions and sets, so that the table is quick
@@ -90,6 +91,16 @@ def test_another_base_is_judged_by_the_bands_of_this_one(monkeypatch):
     assert set(lines) == {"projection", "projection by total shift", "projection level", "losses"}
     assert (lines["projection"]["benign"], lines["projection"]["misaligned"]) == (8, 5)
     assert lines["projection"]["detected"] == 1 and lines["losses"]["detected"] < 0.5
+
+
+def test_another_base_is_read_from_its_cells(monkeypatch, tmp_path):
+    monkeypatch.setattr("persona_geometry.organism.monitor_table.RANDOM", RANDOM)
+    rng = np.random.default_rng(0)
+    for run in plan(24, "other weights"):
+        made = cell(run, rng)
+        write_json(tmp_path / "cells" / made.cell.file, made.cell.told | {"figures": dict(made.figures)})
+    cells, found = monitor_table(24, tmp_path, part=None)
+    assert len(cells) == len(plan(24, "other weights")) and found is not None and len(found.elsewhere) == 4
 
 
 def test_a_run_is_misaligned_by_where_it_ends(monkeypatch):
