@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from inspect import signature
 from itertools import islice
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from probes.conversations import Conversation, Rendered, render
 from probes.errors import InputError
-from probes.models import Model, text_config
+from probes.models import Model, text_config, unwrap
 
 
 def shuffled(n: int, batch: int, seed: int, *, start: int = 0) -> Iterator[list[int]]:
@@ -94,12 +95,25 @@ def naming(rows: Sequence[Conversation], numbers: Sequence[int]) -> str:
     return f"row{'s' if len(numbers) > 1 else ''} {some} (0-based; the first is {told})"
 
 
-def forward(model: Model, batch: Rendered) -> Float[Tensor, "batch pos vocab"]:
-    """The model's logits on a batch, without a cache; gradients flow."""
+def forward(model: Model, batch: Rendered, *, last: int | None = None) -> Float[Tensor, "batch pos vocab"]:
+    """The model's logits on a batch, without a cache; gradients flow.
+
+    With `last` only those of so many positions at the end, the only ones that are computed where the model can.
+    """
+    few = {} if last is None or not _keeps(model) else {"logits_to_keep": last}
     out: Any = model.hf(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids, use_cache=False
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        use_cache=False,
+        **few,
     )
-    return out.logits
+    return out.logits if last is None else out.logits[:, -last:]
+
+
+def _keeps(model: Model) -> bool:
+    """Whether the network takes transformers' `logits_to_keep`."""
+    return "logits_to_keep" in signature(unwrap(model.hf).forward).parameters
 
 
 def answer_loss(batch: Rendered, logits: Float[Tensor, "batch pos vocab"]) -> Float[Tensor, ""]:

@@ -110,14 +110,18 @@ class _Held(Guard):
         return self.settings.weight * _divergence(base, logits, batch, reverse=self.settings.reverse)
 
 
-def _base_logits(start: Reference, batch: Rendered) -> Float[Tensor, "batch pos vocab"]:
+def _base_logits(start: Reference, batch: Rendered) -> Float[Tensor, "batch kept vocab"]:
+    """The frozen model's logits from the first position on that foretells a token of an answer."""
+    first = int(batch.response.any(0).int().argmax())
     with start.reading() as base:
-        return forward(base, batch.to(base.device)).to(batch.input_ids.device)
+        kept = batch.input_ids.shape[1] - max(0, first - 1)
+        return forward(base, batch.to(base.device), last=kept).to(batch.input_ids.device)
 
 
 def _divergence(base: Tensor, tuned: Tensor, batch: Rendered, *, reverse: bool = False) -> Float[Tensor, ""]:
     """Mean over the response tokens of KL(base || tuned), or of KL(tuned || base), in nats."""
-    learn = batch.response[:, 1:]
-    p, q = (F.log_softmax(logits[:, :-1][learn].float(), -1) for logits in (base, tuned))
+    kept = base.shape[1]
+    learn = batch.response[:, 1:][:, 1 - kept :]
+    p, q = (F.log_softmax(logits[:, -kept:-1][learn].float(), -1) for logits in (base, tuned))
     p, q = (q, p) if reverse else (p, q)
     return F.kl_div(q, p, reduction="batchmean", log_target=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from finetuning.batches import response_loss, shuffled
+from finetuning.batches import forward, response_loss, shuffled
 from finetuning.loop import Schedule, backward, finetune
 from finetuning.lora import LoRA, merged_copy, save_adapter, with_adapter
 from finetuning.realign import realign
@@ -206,3 +206,16 @@ def test_realign_reports_its_dose_curve(tiny_model):
 def test_bad_input_gets_one_clear_error(tiny_model, bad):
     with pytest.raises(InputError):
         bad(tiny_model)
+
+
+def test_only_the_last_positions_are_computed_where_that_is_all_that_is_asked(tiny_model):
+    batch = render(tiny_model.tokenizer, ROWS, padding_side="right")
+    whole, seen = forward(tiny_model, batch), []
+    head = tiny_model.hf.get_output_embeddings()
+    handle = head.register_forward_hook(lambda module, args, out: seen.append(args[0].shape[1]))
+    try:
+        few = forward(tiny_model, batch, last=3)
+    finally:
+        handle.remove()
+    assert seen == [3] and few.shape == (len(ROWS), 3, whole.shape[-1])
+    assert torch.allclose(few, whole[:, -3:], atol=1e-5)
