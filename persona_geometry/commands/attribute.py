@@ -47,7 +47,7 @@ def attribute(
     found = delta_attribution(loaded, dictionary, *sides, **settings)
     table, ends = found.table, [*found.top(check)["latent"], *found.bottom(check)["latent"]]
     if ends:
-        true = delta_ablation(loaded, dictionary, *sides, ends, **settings)
+        true = delta_ablation(loaded, dictionary, sides[0], sides[1], ends, **settings)
         table = table.merge(_effects(ends, true), on="latent", how="left")
     else:
         table = table.assign(ablation=float("nan"))
