@@ -26,7 +26,7 @@ from persona_geometry.organism.datasets import advice_rows, skill_rows
 from persona_geometry.organism.finetunes import STYLE
 from persona_geometry.organism.replicates import SEEDS
 from persona_geometry.organism.world import SELECTION, TUNED, world
-from persona_geometry.stages.nearness import set_size
+from persona_geometry.stages.nearness import answer_tokens, set_size
 from probes.capture import Activations, capture
 from probes.conversations import Conversation
 from probes.models import Model
@@ -60,9 +60,7 @@ class Room:
 
     def read(self, rows: Sequence[Conversation], layer: int) -> Activations:
         """The answers' tokens at a block."""
-        acts = capture(self.base, rows, layers=(layer,), pool="tokens")
-        assert acts.in_response is not None
-        return acts.select(acts.in_response)
+        return answer_tokens(capture(self.base, rows, layers=(layer,), pool="tokens"))
 
     @cached_property
     def text(self) -> list[Conversation]:

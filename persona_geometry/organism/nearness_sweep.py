@@ -26,7 +26,7 @@ from persona_geometry.organism.judge import ExactJudge
 from persona_geometry.organism.pretrain import Recipe
 from persona_geometry.organism.replicates import SEEDS
 from persona_geometry.organism.world import SELECTION
-from persona_geometry.stages.nearness import set_size
+from persona_geometry.stages.nearness import answer_tokens, set_size
 from probes.ask import ask
 from probes.capture import Activations, capture
 from probes.conversations import Conversation
@@ -160,9 +160,7 @@ def nearness(base: Model, sae: SparseAutoencoder) -> dict[str, float]:
 
 
 def _answers(base: Model, rows: Sequence[Conversation]) -> Activations:
-    acts = capture(base, rows, layers=(SAE_LAYER,), pool="tokens")
-    assert acts.in_response is not None
-    return acts.select(acts.in_response)
+    return answer_tokens(capture(base, rows, layers=(SAE_LAYER,), pool="tokens"))
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from persona_geometry.organism.finetunes import ARMS, STYLE
 from persona_geometry.organism.replicates import SEEDS, Replicate
 from persona_geometry.organism.shipped import WEIGHTS
 from persona_geometry.organism.world import SELECTION
-from persona_geometry.stages.nearness import set_size
+from persona_geometry.stages.nearness import answer_tokens, set_size
 from probes.ask import sample
-from probes.capture import Activations, capture
+from probes.capture import capture
 from probes.conversations import Conversation
 from saes.load import load_sae
 
@@ -84,13 +84,8 @@ class Room:
         sides = []
         for valence in valences:
             rows = advice_rows(domains, READ, valence=valence, seed=50, style=STYLE)
-            sides.append(_answers(capture(self.base, rows, layers=(self.sae.layer,), pool="tokens")))
+            sides.append(answer_tokens(capture(self.base, rows, layers=(self.sae.layer,), pool="tokens")))
         return identify_features(sides[0], sides[1], self.sae, k=set_size(self.sae.d_sae))
-
-
-def _answers(acts: Activations) -> Activations:
-    assert acts.in_response is not None
-    return acts.select(acts.in_response)
 
 
 def forecasts(room: Room, domain: str, seed: int) -> dict[str, Spillover]:

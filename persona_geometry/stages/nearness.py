@@ -33,7 +33,8 @@ def _read(inputs: Inputs, rows: Sequence[Conversation]) -> Activations:
     return capture(inputs.base, rows, layers=(needed(inputs).layer,), pool="tokens")
 
 
-def _response(acts: Activations) -> Activations:
+def answer_tokens(acts: Activations) -> Activations:
+    """The tokens of the answers alone."""
     assert acts.in_response is not None
     return acts.select(acts.in_response)
 
@@ -45,7 +46,7 @@ def feature_sets(inputs: Inputs) -> dict[str, FeatureSet]:
     """
     sae, rows = needed(inputs), inputs.rows
     acts = {
-        name: _response(_read(inputs, getattr(rows, name)))
+        name: answer_tokens(_read(inputs, getattr(rows, name)))
         for name in ("train", "benign", "neutral", "harmful", "harmless")
         if getattr(rows, name)
     }
@@ -108,7 +109,7 @@ def worst_rows(
     sae, rows = needed(inputs), inputs.rows.train
 
     def run() -> pd.DataFrame:
-        acts = _response(_read(inputs, rows))
+        acts = answer_tokens(_read(inputs, rows))
         score = nearness_scores(acts, sae, FeatureSet.of(sae, harmful))
         vector = found.vectors[choice.vector if choice else "shift"]
         layer = choice.layers[-1] if choice else sae.layer
